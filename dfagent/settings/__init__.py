@@ -1,0 +1,1 @@
+"""Settings: flags over environment over files over defaults, validated once."""

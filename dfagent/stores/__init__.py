@@ -1,0 +1,1 @@
+"""Object stores: list a repository, sign a URL for each object."""

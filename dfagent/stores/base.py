@@ -1,0 +1,27 @@
+"""What dfagent asks of an object store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from dfagent.types import ObjectEntry, RepositoryUrl, SignedUrl
+
+
+class Store(Protocol):
+    """One object store with one credential.
+
+    Raises only `StoreError` (and `ConfigError` for credentials that can't work): SDK exceptions end at the adapter.
+    """
+
+    def list(self, url: RepositoryUrl) -> AsyncIterator[ObjectEntry]:
+        """Every object whose key is `prefix` or lies below `prefix/`, in key order, one request a page."""
+        ...
+
+    async def sign(self, entry: ObjectEntry) -> SignedUrl:
+        """A GET URL for the object that does not outlive the credential."""
+        ...
+
+    async def credential_id(self) -> str:
+        """The public part of the credential (an access key id), "" where there is none; never a secret."""
+        ...

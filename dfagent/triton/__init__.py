@@ -1,0 +1,1 @@
+"""Triton Inference Server: its client and its local process."""
