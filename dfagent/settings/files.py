@@ -1,0 +1,167 @@
+"""Finds, reads and checks the two settings files; every fault is one `ConfigError` that names file and place."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from dfagent.errors import ConfigError
+from dfagent.settings.credentials import CloudCredentials
+from dfagent.settings.dragonfly import DragonflySettings
+
+CONFIG_VARIABLE = "TRITON_DRAGONFLY_CONFIG_PATH"
+CREDENTIALS_VARIABLE = "TRITON_CLOUD_CREDENTIAL_PATH"
+DEFAULT_FOLDER = Path("/home/triton")
+
+_log = logging.getLogger("dfagent.settings")
+_Model = TypeVar("_Model", bound=BaseModel)
+_JSON_TYPES = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+_EXPECTED_TYPES = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "tuple_type": "a list",
+    "path_type": "a path as text",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Both settings files, checked."""
+
+    dragonfly: DragonflySettings
+    credentials: CloudCredentials
+
+
+def load_settings(config: Path | None, credentials: Path | None, env: Mapping[str, str]) -> Settings:
+    """Reads the two files that the flags name, else the TRITON_* variables in `env`, else the defaults.
+
+    Only a default file may be absent. Unknown keys are logged as warnings. Raises `ConfigError`, never with a value
+    from a file in its text, because it may be a secret.
+    """
+    dragonfly = _load(DragonflySettings, config, env.get(CONFIG_VARIABLE), "dragonfly_config.json")
+    cloud = _load(CloudCredentials, credentials, env.get(CREDENTIALS_VARIABLE), "cloud_credential.json")
+    return Settings(dragonfly, cloud)
+
+
+def _load(model: type[_Model], flag: Path | None, variable: str | None, default_name: str) -> _Model:
+    named = flag or (Path(variable) if variable else None)
+    file = named or DEFAULT_FOLDER / default_name
+    text = _read(file, may_be_absent=named is None)
+    if text is None:
+        return model()
+    document = _parse(file, text)
+    settings = _validate(model, file, document)
+    _warn_of_unknown_keys(model, file, document)
+    return settings
+
+
+def _read(file: Path, *, may_be_absent: bool) -> str | None:
+    hint = f"name another file by its flag or by {CONFIG_VARIABLE} / {CREDENTIALS_VARIABLE}"
+    try:
+        # Some editors begin a UTF-8 file with a byte order mark, which JSON does not allow.
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as exc:
+        if may_be_absent:
+            return None
+        raise ConfigError(f"{file}: no such file", hint=hint) from exc
+    except IsADirectoryError as exc:
+        raise ConfigError(f"{file}: is a folder, expected a JSON file", hint=hint) from exc
+    except OSError as exc:
+        raise ConfigError(f"{file}: can't be read: {exc.strerror}", hint="check the file's owner and mode") from exc
+    except UnicodeDecodeError as exc:
+        problem = f"{file}: byte {exc.start} is not UTF-8"
+    # Raised outside of the handler: the decoder's exception carries the whole file, secrets included.
+    raise ConfigError(problem, hint="save the file as UTF-8 text")
+
+
+def _parse(file: Path, text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as exc:
+        problem = f"{file}: line {exc.lineno}, column {exc.colno}: not JSON: {exc.msg}"
+    except _DuplicateKeyError as exc:
+        problem = f"{file}: the key {exc.args[0]!r} stands twice in one object"
+    except (RecursionError, ValueError):
+        problem = f"{file}: not JSON that a settings file may hold: nested too deep, or a number too long"
+    else:
+        if isinstance(document, dict):
+            return document
+        problem = f"{file}: expected an object {{…}}, got {_json_type(document)}"
+    # Raised outside of the handler: the parser's exception carries the whole document, secrets included.
+    raise ConfigError(problem, hint="correct the file")
+
+
+class _DuplicateKeyError(Exception):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in keys:
+            raise _DuplicateKeyError(key)
+        keys[key] = value
+    return keys
+
+
+def _validate(model: type[_Model], file: Path, document: dict[str, Any]) -> _Model:
+    try:
+        return model.model_validate(document)
+    except ValidationError as exc:
+        faults = exc.errors(include_url=False)
+    first = faults[0]
+    problem = f"{file}: {_dotted(first['loc'])}: {_explain(first['type'], first['msg'], first['input'])}"
+    if len(faults) > 1:
+        problem += f" (and {len(faults) - 1} more)"
+    # Raised outside of the handler: the validator's exception carries the values, secrets included.
+    raise ConfigError(problem, hint="correct this key in the file")
+
+
+def _explain(kind: str, message: str, value: Any) -> str:
+    if kind in _EXPECTED_TYPES:
+        return f"expected {_EXPECTED_TYPES[kind]}, got {_json_type(value)}"
+    return message.removeprefix("Value error, ").replace("Input should be", "expected", 1)
+
+
+def _json_type(value: Any) -> str:
+    return _JSON_TYPES.get(type(value), "null")
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    parts = [str(part) for part in location if part != "[key]"]
+    return ".".join(part if part.replace("_", "").isalnum() else f'"{part}"' for part in parts)
+
+
+def _warn_of_unknown_keys(model: type[BaseModel], file: Path, document: dict[str, Any], parents: str = "") -> None:
+    known = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    for key, value in document.items():
+        if key not in known:
+            _warn_of_unknown_key(file, f"{parents}{_dotted((key,))}", key, list(known))
+            continue
+        nested = [kind for kind in get_args(known[key]) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if nested:
+            for prefix, entry in value.items():
+                _warn_of_unknown_keys(nested[0], file, entry, f"{_dotted((key, prefix))}.")
+
+
+def _warn_of_unknown_key(file: Path, dotted: str, key: str, known: list[str]) -> None:
+    nearest = difflib.get_close_matches(key, known, n=1)
+    advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+    _log.warning("%s: unknown key %s is ignored, %s", file, dotted, advice)
