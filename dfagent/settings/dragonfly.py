@@ -153,6 +153,6 @@ class DragonflySettings(BaseModel):
             if name == "proxy" and value:
                 yield name, re.sub(r"//[^/]*@", "//***@", value)
             elif name == "header":
-                yield name, {key: "***" for key in value}
+                yield name, dict.fromkeys(value, "***")
             else:
                 yield name, value

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings, split_filter
 from dfagent.stores.signing import filtered_params
 from dfagent.stores.url import parse_repository_url
-from hypothesis import given
-from hypothesis import strategies as st
 
 NAMES = st.text(st.characters(codec="ascii", exclude_characters="&", categories=("L", "N", "P")), min_size=1)
 SEGMENTS = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="/"), min_size=1, max_size=8)
@@ -41,7 +42,8 @@ def test_splitting_filters_is_idempotent_and_loses_no_name(entries: list[str]) -
 def test_union_begins_with_the_user_and_holds_everything(user: list[str], signing: list[str]) -> None:
     """Nobody's parameter is lost, and the user's order is kept."""
     union = filtered_params(user, signing)
-    assert set(union) == {*user, *signing} and len(set(union)) == len(union)
+    assert set(union) == {*user, *signing}
+    assert len(set(union)) == len(union)
     assert union[: len(set(user))] == tuple(dict.fromkeys(user))
 
 

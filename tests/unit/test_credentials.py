@@ -1,12 +1,15 @@
 """cloud_credential.json: which credential belongs to which URL, and which entries can't work."""
 
+from collections.abc import Mapping
+
 import pytest
-from dfagent.settings.credentials import CloudCredentials, S3Credential
-from dfagent.stores.url import parse_repository_url
 from pydantic import ValidationError
 
+from dfagent.settings.credentials import CloudCredentials, S3Credential
+from dfagent.stores.url import parse_repository_url
 
-def credentials(**s3: dict[str, object]) -> CloudCredentials:
+
+def credentials(**s3: Mapping[str, object]) -> CloudCredentials:
     return CloudCredentials.model_validate({"s3": s3})
 
 
@@ -87,6 +90,9 @@ def test_repr_hides_every_secret() -> None:
             "as": {"": {"account_str": "hush-3", "account_key": "hush-4"}},
         }
     )
-    assert "hush" not in repr(file) and "hush" not in str(file)
+    assert "hush" not in repr(file)
+    assert "hush" not in str(file)
     found = file.s3_for("s3://x")
-    assert found and found.secret_key and found.secret_key.get_secret_value() == "hush-1"
+    assert found
+    assert found.secret_key
+    assert found.secret_key.get_secret_value() == "hush-1"

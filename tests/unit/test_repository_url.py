@@ -1,6 +1,7 @@
 """Repository URLs: Triton's grammar, normalised, and errors that show it."""
 
 import pytest
+
 from dfagent.errors import ConfigError
 from dfagent.stores.url import parse_repository_url
 from dfagent.types import RepositoryUrl
@@ -59,7 +60,8 @@ def test_wrong_urls_get_an_error_that_shows_the_grammar(text: str, says: str) ->
     """The hint is the grammar; a pasted signature is not repeated."""
     with pytest.raises(ConfigError) as caught:
         parse_repository_url(text)
-    assert says in caught.value.message and "s3://bucket/prefix" in caught.value.hint
+    assert says in caught.value.message
+    assert "s3://bucket/prefix" in caught.value.hint
     assert "hush" not in str(caught.value)
 
 

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+
 from dfagent.errors import ConfigError
 from dfagent.settings import files
 from dfagent.settings.files import load_settings
@@ -51,12 +52,16 @@ def test_seed_cloud_credential_means_what_its_document_says() -> None:
     """The seed's own file: gs, s3 and as sections, the default and a bucket's own."""
     credentials = load_settings(None, CREDENTIALS, {}).credentials
     default, own = credentials.s3_for("s3://any/model"), credentials.s3_for("s3://s3-bucket-002/model")
-    assert default and (default.key_id, default.region) == ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION")
+    assert default
+    assert (default.key_id, default.region) == ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION")
     assert (default.session_token, default.profile) == (None, None)
-    assert own and own.session_token and own.session_token.get_secret_value() == "AWS_SESSION_TOKEN_2"
+    assert own
+    assert own.session_token
+    assert own.session_token.get_secret_value() == "AWS_SESSION_TOKEN_2"
     assert credentials.gs[""] == "PATH_TO_GOOGLE_APPLICATION_CREDENTIALS"
     account = credentials.as_[""].account_str
-    assert account and account.get_secret_value() == "AZURE_STORAGE_ACCOUNT"
+    assert account
+    assert account.get_secret_value() == "AZURE_STORAGE_ACCOUNT"
     assert credentials.as_["as://Account-002/Container"].account_key is None
 
 
@@ -88,12 +93,11 @@ def test_credentials_come_from_their_variable() -> None:
 def test_only_the_default_file_may_be_absent(tmp_path: Path) -> None:
     """A file that somebody named must be there."""
     assert load_settings(None, None, {}).dragonfly.proxy is None
-    for missing in (
-        {"config": tmp_path / "nope.json", "credentials": None, "env": {}},
-        {"config": None, "credentials": None, "env": {"TRITON_CLOUD_CREDENTIAL_PATH": str(tmp_path / "nope.json")}},
-    ):
-        with pytest.raises(ConfigError, match=r"nope\.json: no such file"):
-            load_settings(**missing)  # type: ignore[arg-type]
+    missing = tmp_path / "nope.json"
+    with pytest.raises(ConfigError, match=r"nope\.json: no such file"):
+        load_settings(missing, None, {})
+    with pytest.raises(ConfigError, match=r"nope\.json: no such file"):
+        load_settings(None, None, {"TRITON_CLOUD_CREDENTIAL_PATH": str(missing)})
 
 
 def test_a_folder_is_not_a_settings_file(tmp_path: Path) -> None:
@@ -114,7 +118,8 @@ def test_bad_json_names_line_and_column(tmp_path: Path) -> None:
     """The reader goes straight to the place."""
     text = '{\n  "s3": {\n    "": {"secret_key": "' + SECRET + '",}\n  }\n}'
     message = fault_in_credentials(tmp_path, text)
-    assert "settings.json: line 3, column" in message and "not JSON" in message
+    assert "settings.json: line 3, column" in message
+    assert "not JSON" in message
     assert SECRET not in message
 
 
@@ -142,8 +147,10 @@ def test_bad_json_names_line_and_column(tmp_path: Path) -> None:
 def test_each_fault_is_one_sentence_with_its_place(tmp_path: Path, content: object, says: str) -> None:
     """File, dotted key and expectation, never the value."""
     message = fault_in_credentials(tmp_path, content)
-    assert says in message and "settings.json" in message
-    assert SECRET not in message and "\n" not in message
+    assert says in message
+    assert "settings.json" in message
+    assert SECRET not in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,8 @@ def test_faults_in_dragonfly_config_never_show_the_value(tmp_path: Path, documen
     """A value may be a secret wherever it stands."""
     with pytest.raises(ConfigError) as caught:
         load_settings(write(tmp_path, document), None, {})
-    assert says in str(caught.value) and SECRET not in str(caught.value)
+    assert says in str(caught.value)
+    assert SECRET not in str(caught.value)
 
 
 def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
