@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from dfagent.errors import EmptyRepository, UnsafePath
+from dfagent.errors import DfagentError, EmptyRepository, UnsafePath
 from dfagent.types import ObjectEntry, RepositoryUrl
 
 CONFIG_NAME = "config.pbtxt"
@@ -41,7 +41,7 @@ class ModelSource:
     name: str
     files: tuple[ModelFile, ...] = ()
     folders: tuple[PurePosixPath, ...] = ()
-    problem: UnsafePath | None = None
+    problem: DfagentError | None = None
 
     @property
     def config(self) -> ModelFile | None:
@@ -106,8 +106,7 @@ def _model(name: str, objects: list[tuple[str, ObjectEntry]]) -> ModelSource:
                     folders[folder] = PurePosixPath(folder)
                 continue
             _check_path(path, name, entry)
-            if path in files:
-                raise UnsafePath(f"model {name!r}: key {entry.ref.key!r} is listed twice")
+            _check_not_listed(path, name, files)
             files[path] = ModelFile(PurePosixPath(path), entry)
         _check_no_file_is_a_folder(name, files, folders)
     except UnsafePath as problem:
@@ -136,6 +135,11 @@ def _check_path(path: str, model: str, entry: ObjectEntry) -> None:
                 f"model {model!r}: key {entry.ref.key!r} can't be a path, a component of it {complaint}",
                 hint="rename or remove the object in the store",
             )
+
+
+def _check_not_listed(path: str, model: str, files: dict[str, ModelFile]) -> None:
+    if path in files:
+        raise UnsafePath(f"model {model!r}: key {files[path].entry.ref.key!r} is listed twice")
 
 
 def _check_no_file_is_a_folder(model: str, files: dict[str, ModelFile], folders: dict[str, PurePosixPath]) -> None:
