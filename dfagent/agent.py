@@ -1,0 +1,104 @@
+"""The pipeline over one model repository: list, scan, run a job for each model; written against the protocols only."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from dataclasses import dataclass, field, replace
+
+from dfagent.errors import Changed, DfagentError, EmptyRepository
+from dfagent.model_job import ModelJob, Tools
+from dfagent.records import ModelRecord, ObjectRecord
+from dfagent.repository.scan import scan
+from dfagent.tasks import owned_tasks
+from dfagent.types import RepositoryUrl
+
+log = logging.getLogger("dfagent.agent")
+
+# A model that is overwritten faster than this many listings can follow is reported instead of chased.
+_LISTINGS = 5
+
+
+@dataclass(slots=True)
+class PassResult:
+    """What one pass over a repository did; `errors` belong to the models whose record says "failed"."""
+
+    models: list[ModelRecord] = field(default_factory=list)
+    objects: list[ObjectRecord] = field(default_factory=list)
+    errors: list[DfagentError] = field(default_factory=list)
+
+    def add(self, job: ModelJob, record: ModelRecord | None) -> None:
+        if record is not None:
+            self.models.append(record)
+            self.objects.extend(job.objects)
+        if job.error is not None:
+            self.errors.append(job.error)
+
+
+class Agent:
+    """Brings one repository's models to this node, once each time `run` is called.
+
+    `per_credential` gives the tasks of different credentials different identities, so they share no cache.
+    """
+
+    def __init__(self, url: RepositoryUrl, tools: Tools, *, per_credential: bool = False) -> None:
+        self.url = url
+        self._tools = tools
+        self._per_credential = per_credential
+
+    async def run(self, claimed: dict[str, str]) -> PassResult:
+        """One pass. One model's error does not stop the others; a listing's error ends the pass.
+
+        `claimed` maps the models of the repositories before this one to their repository, and is added to.
+        """
+        tools = replace(await self._isolated(), claimed=claimed)
+        result = PassResult()
+        todo: set[str] | None = None
+        for listing in range(1, _LISTINGS + 1):
+            started = time.monotonic()
+            entries = [entry async for entry in tools.fetcher.store.list(self.url)]
+            models = [model for model in scan(self.url, entries) if todo is None or model.name in todo]
+            jobs = [ModelJob(model, tools, time.monotonic() - started) for model in models]
+            todo = await self._run_jobs(jobs, result, last=listing == _LISTINGS)
+            if not todo:
+                break
+            log.warning("%s: overwritten while it was fetched: listing again", ", ".join(sorted(todo)))
+        if not result.models:
+            raise EmptyRepository(
+                f"none of the {len(models)} models in {self.url} declares the dragonfly agent",
+                hint='add `model_repository_agents { agents [ { name: "dragonfly" } ] }` to config.pbtxt, or use --all',
+            )
+        return result
+
+    async def _isolated(self) -> Tools:
+        if not self._per_credential:
+            return self._tools
+        credential = await self._tools.fetcher.store.credential_id()
+        isolation = hashlib.sha256(credential.encode()).hexdigest()[:16]
+        return replace(
+            self._tools,
+            fetcher=replace(self._tools.fetcher, isolation=isolation),
+            config_fetcher=replace(self._tools.config_fetcher, isolation=isolation),
+        )
+
+    async def _run_jobs(self, jobs: list[ModelJob], result: PassResult, last: bool) -> set[str]:
+        """Runs the jobs side by side; returns the models whose objects were overwritten meanwhile."""
+        changed: set[str] = set()
+
+        async def run(job: ModelJob) -> None:
+            try:
+                result.add(job, await job.run())
+            except Changed as exc:
+                if last:
+                    job.source = replace(job.source, problem=exc)
+                    result.add(job, await job.run())
+                else:
+                    changed.add(job.source.name)
+
+        async with owned_tasks() as group:
+            for job in jobs:
+                group.create_task(run(job))
+        return changed
+

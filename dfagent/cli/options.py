@@ -1,0 +1,48 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+
+_SHARED = (
+    click.argument("urls", metavar="URL...", nargs=-1, required=True),
+    click.option("--state", type=_PATH, metavar="DIR", help="State folder [default: .dfagent-<name of --to> beside it]."),
+    click.option(
+        "--transport",
+        type=click.Choice(["direct", "proxy", "dfdaemon"]),
+        help="How bytes come [default: dfdaemon where `socket` is set, else proxy where `proxy` is set, else direct].",
+    ),
+    click.option("--all", "select_all", is_flag=True, help="Every model, not only those with the dragonfly agent."),
+    click.option("--triton", metavar="HOST:PORT", help="Triton's gRPC address."),
+    click.option("--config", type=_PATH, metavar="FILE", help="dragonfly_config.json"),
+    click.option("--credentials", type=_PATH, metavar="FILE", help="cloud_credential.json"),
+    click.option("--json", "as_json", is_flag=True, help="Records as JSON Lines on standard output, no table."),
+    click.option(
+        "--connect-timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECONDS"
+    ),
+    click.option(
+        "--stall-timeout",
+        type=click.FloatRange(min=0.1),
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Give up an attempt after this long without a byte.",
+    ),
+    click.option(
+        "--load-timeout", type=click.FloatRange(min=0.1), default=300.0, show_default=True, metavar="SECONDS"
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Log every object and every decision."),
+)
+
+
+def shared_options(command: F) -> F:
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command

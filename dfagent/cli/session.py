@@ -1,0 +1,32 @@
+"""From a command's arguments to settings and run options."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dfagent.errors import ConfigError
+from dfagent.settings.files import Settings, load_settings
+from dfagent.transports.options import Timeouts
+from dfagent.wiring import RunOptions
+
+
+def run_options(arguments: dict[str, Any], target: Path | None, load: bool) -> RunOptions:
+    """The shared options of `cli.options` as the values that wiring takes."""
+    if load and not arguments["triton"]:
+        raise ConfigError("--load needs Triton's address", hint="give --triton HOST:PORT (its gRPC port, often 8001)")
+    return RunOptions(
+        urls=arguments["urls"],
+        target=target,
+        state=arguments["state"],
+        transport=arguments["transport"],
+        select_all=arguments["select_all"],
+        triton=arguments["triton"] if load else None,
+        load_timeout=arguments["load_timeout"],
+        timeouts=Timeouts(connect=arguments["connect_timeout"], stall=arguments["stall_timeout"]),
+    )
+
+
+def settings(arguments: dict[str, Any]) -> Settings:
+    return load_settings(arguments["config"], arguments["credentials"], os.environ)

@@ -1,0 +1,273 @@
+"""One model in one pass: choose, fetch, materialise, publish, load; it ends in a record, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from dfagent.errors import Changed, DfagentError, InvalidModelConfig, LoadRejected, RepositoryError
+from dfagent.fetching import Fetcher
+from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_source
+from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, declares_dragonfly, parse_config, without_dragonfly
+from dfagent.repository.folder import RepositoryFolder
+from dfagent.repository.manifest import Manifest, ManifestFile
+from dfagent.repository.materialise import Staging
+from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
+from dfagent.tasks import owned_tasks
+from dfagent.types import Traffic
+
+log = logging.getLogger("dfagent.agent")
+
+
+class Loader(Protocol):
+    """What a pass asks of Triton."""
+
+    @property
+    def address(self) -> str: ...
+
+    async def ready(self, model: str) -> bool: ...
+
+    async def load(self, model: str) -> object: ...
+
+
+class Observer(Protocol):
+    """Somebody who watches a pass; called in the event loop, so it must return at once."""
+
+    def fetching(self, model: str, size: int) -> None: ...
+
+    def progress(self, model: str, count: int) -> None: ...
+
+    def finished(self, record: ModelRecord) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every job of a pass works with. Without `folder` a job only warms the peer's cache."""
+
+    fetcher: Fetcher
+    config_fetcher: Fetcher
+    folder: RepositoryFolder | None
+    triton: Loader | None
+    observer: Observer
+    repository: str
+    select_all: bool
+    claimed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ModelJob:
+    """`run` returns None for a model that is not to be materialised, and raises only `Changed`."""
+
+    source: ModelSource
+    tools: Tools
+    list_seconds: float
+    objects: list[ObjectRecord] = field(default_factory=list)
+    error: DfagentError | None = None
+    _seconds: Seconds = Seconds()
+    _size: int = 0
+    _generation: str = ""
+    _loaded: bool = False
+
+    async def run(self) -> ModelRecord | None:
+        self._seconds = Seconds(list=self.list_seconds)
+        self._size = sum(file.entry.size for file in self.source.files)
+        try:
+            outcome = await self._outcome()
+        except Changed:
+            raise
+        except DfagentError as exc:
+            self.error = exc
+            outcome = "failed"
+            log.error("%s: %s", self.source.name, exc)
+        if outcome is None:
+            return None
+        record = self._record(outcome)
+        self.tools.observer.finished(record)
+        return record
+
+    async def _outcome(self) -> str | None:
+        if self.source.problem:
+            raise self.source.problem
+        config = await self._config()
+        if not (self.tools.select_all or await asyncio.to_thread(self._declares, config)):
+            log.info("%s: its config.pbtxt does not declare the dragonfly agent: left alone", self.source.name)
+            return None
+        self._claim()
+        if self.tools.folder is None:
+            await self._fetch_all([(file, None) for file in self.source.files])
+            return "warmed"
+        return await self._materialise(self.tools.folder, config)
+
+    def _declares(self, config: bytes | None) -> bool:
+        return config is not None and declares_dragonfly(parse_config(config, self._config_label))
+
+    @property
+    def _config_label(self) -> str:
+        return f"{self.source.name}/{CONFIG_NAME}"
+
+    def _claim(self) -> None:
+        """Two repositories with a model of one name would swap it for ever: the second one is refused."""
+        owner = self.tools.claimed.setdefault(self.source.name, self.tools.repository)
+        if owner != self.tools.repository:
+            raise RepositoryError(
+                f"model {self.source.name!r} of {self.tools.repository} is also in {owner}",
+                hint="give one of the two repositories another --to",
+            )
+
+    async def _config(self) -> bytes | None:
+        """The store's config.pbtxt. It is small, so it comes directly, and once for each version of it."""
+        listed = self.source.config
+        if listed is None:
+            return None
+        if listed.entry.size > MAX_CONFIG_BYTES:
+            raise InvalidModelConfig(
+                f"{self.source.name}: config.pbtxt has {listed.entry.size} bytes", hint="is it a model configuration?"
+            )
+        folder = self.tools.folder
+        cached = folder.config_path(self.tools.config_fetcher.task(listed.entry).id) if folder else None
+        if cached and await asyncio.to_thread(cached.exists):
+            return await asyncio.to_thread(cached.read_bytes)
+        with tempfile.TemporaryDirectory(dir=folder.state if folder else None, prefix="config-") as scratch:
+            path = await self._fetch(listed, Path(scratch), self.tools.config_fetcher)
+            data = await asyncio.to_thread(path.read_bytes)
+            if cached:
+                await asyncio.to_thread(path.replace, cached)
+        return data
+
+    async def _materialise(self, folder: RepositoryFolder, config: bytes | None) -> str:
+        model = self.source.name
+        published = None if config is None else await asyncio.to_thread(without_dragonfly, config, self._config_label)
+        manifest = self._manifest(published)
+        self._generation = manifest.digest
+        before = await asyncio.to_thread(folder.current, model)
+        whole = await asyncio.to_thread(folder.manifest, model, manifest.digest)
+        if not whole:
+            await self._assemble(Staging(folder, manifest), published)
+        started = time.monotonic()
+        if before != manifest.digest:
+            await asyncio.to_thread(folder.publish, model, manifest.digest)
+        self._add(publish=time.monotonic() - started)
+        await self._load(folder, before)
+        keep = {manifest.digest} if self._loaded else {manifest.digest, before or ""}
+        await asyncio.to_thread(folder.remove_generations, model, keep)
+        return "unchanged" if whole and before == manifest.digest else "published"
+
+    def _manifest(self, published_config: bytes | None) -> Manifest:
+        files = []
+        for file in self.source.files:
+            if file is self.source.config and published_config is not None:
+                version = hashlib.sha256(published_config).hexdigest()
+                files.append(ManifestFile(CONFIG_NAME, len(published_config), version))
+            else:
+                files.append(ManifestFile(str(file.path), file.entry.size, self.tools.fetcher.task(file.entry).id))
+        return Manifest.of(self.source.name, files, map(str, self.source.folders))
+
+    async def _assemble(self, staging: Staging, config: bytes | None) -> None:
+        missing = {file.path: file for file in await asyncio.to_thread(staging.open)}
+        own = missing.pop(CONFIG_NAME, None)
+        await self._fetch_all(
+            [
+                (file, lambda path, wanted=missing[str(file.path)]: staging.take(wanted, path))
+                for file in self.source.files
+                if str(file.path) in missing
+            ]
+        )
+        started = time.monotonic()
+        if own is not None and config is not None:
+            await asyncio.to_thread(staging.write, own, config)
+        await asyncio.to_thread(staging.finish)
+        self._add(publish=time.monotonic() - started)
+
+    async def _fetch_all(self, files: list[tuple[ModelFile, Callable[[Path], None] | None]]) -> None:
+        """Fetches side by side; each file goes to its taker as soon as it is whole, so a kill loses only the rest."""
+        folder = self.tools.folder
+        self.tools.observer.fetching(self.source.name, sum(file.entry.size for file, _ in files))
+        partials = await asyncio.to_thread(folder.partials, self.source.name) if folder and files else None
+        started = time.monotonic()
+        async with owned_tasks() as group:
+            for file, take in files:
+                group.create_task(self._fetch(file, partials, self.tools.fetcher, take))
+        self._add(fetch=time.monotonic() - started)
+
+    async def _fetch(
+        self, file: ModelFile, folder: Path | None, fetcher: Fetcher, take: Callable[[Path], None] | None = None
+    ) -> Path:
+        model = self.source.name
+
+        def progress(count: int) -> None:
+            if fetcher is self.tools.fetcher:
+                self.tools.observer.progress(model, count)
+
+        request = fetcher.request(f"{model}/{file.path}", file.entry, progress)
+        fetched = await fetcher.fetch(request, folder)
+        started = time.monotonic()
+        if fetched.path and take:
+            await asyncio.to_thread(take, fetched.path)
+        record = ObjectRecord.of(model, str(file.path), request, fetched, time.monotonic() - started)
+        self.objects.append(record)
+        self._add(sign=record.seconds.sign, verify=record.seconds.verify)
+        log.info("%s: %d bytes by %s, %s", request.label, record.bytes, record.transport, record.source.value)
+        return fetched.path or Path()
+
+    async def _load(self, folder: RepositoryFolder, before: str | None) -> None:
+        """Loads what is published, unless Triton already serves just that."""
+        triton, model = self.tools.triton, self.source.name
+        if triton is None:
+            return
+        note = orjson.dumps({"triton": triton.address, "generation": self._generation})
+        noted = folder.loaded_path(model)
+        if await asyncio.to_thread(_holds, noted, note) and await triton.ready(model):
+            self._loaded = True
+            return
+        started = time.monotonic()
+        try:
+            await triton.load(model)
+        except LoadRejected:
+            # Triton goes on serving the old generation: a restart of it must find that one, too.
+            if before and before != self._generation and await asyncio.to_thread(folder.manifest, model, before):
+                await asyncio.to_thread(folder.publish, model, before)
+                log.warning("%s: Triton refused the new generation: the one before is published again", model)
+            raise
+        finally:
+            self._add(load=time.monotonic() - started)
+        await asyncio.to_thread(noted.write_bytes, note)
+        self._loaded = True
+
+    def _add(self, **seconds: float) -> None:
+        self._seconds = replace(
+            self._seconds, **{phase: getattr(self._seconds, phase) + value for phase, value in seconds.items()}
+        )
+
+    def _record(self, outcome: str) -> ModelRecord:
+        fetched = [record for record in self.objects if record.path != CONFIG_NAME] or self.objects
+        return ModelRecord(
+            model=self.source.name,
+            repository=self.tools.repository,
+            outcome=outcome,
+            bytes=self._size,
+            fetched_bytes=sum(record.bytes for record in self.objects),
+            objects=len(self.source.files),
+            transport=self.tools.fetcher.transport.name,
+            source=main_source(fetched),
+            traffic=sum((record.traffic for record in self.objects), Traffic()),
+            seconds=self._seconds,
+            generation=self._generation,
+            loaded=self._loaded,
+            error=error_fields(self.error) if self.error else {},
+        )
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except FileNotFoundError:
+        return False

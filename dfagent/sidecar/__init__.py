@@ -1,0 +1,1 @@
+"""What runs for months beside Triton."""

@@ -1,0 +1,138 @@
+"""`dfdaemon`: gRPC DownloadTask over the peer's unix socket; dfdaemon hard-links or writes the file itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from dragonfly_api import common_pb2, dfdaemon_pb2
+
+from dfagent._compat import timeout
+from dfagent.errors import Stalled, Truncated
+from dfagent.transports.dfdaemon_client import DfdaemonClient, peer_error
+from dfagent.transports.options import RequestOptions, Timeouts
+from dfagent.transports.traffic import PieceCount, source_of
+from dfagent.types import Fetched, FetchRequest, SignedUrl, Traffic
+
+
+class DfdaemonTransport:
+    """Asks the node's peer for the object as a task.
+
+    The file that appears at the output path may be the cache's inode: it is complete only when the stream ends, and
+    it is renamed or unlinked, never written. `map_path` turns our paths into those of dfdaemon's file system.
+    """
+
+    name = "dfdaemon"
+
+    def __init__(
+        self, socket: str, options: RequestOptions, timeouts: Timeouts, map_path: Callable[[Path], Path] = lambda p: p
+    ) -> None:
+        self._client = DfdaemonClient(socket, timeouts)
+        self._options = options
+        self._timeouts = timeouts
+        self._map_path = map_path
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
+        known_before = await self._client.task_state(request.task.id)
+        started = time.monotonic()
+        signed = await request.sign()
+        signed_at = time.monotonic()
+        # A name of its own for every attempt: dfdaemon may still write to the path of one that we gave up.
+        path = folder / f"{request.task.id[:32]}-{uuid.uuid4().hex[:8]}.dfdaemon.partial" if folder else None
+        try:
+            pieces = await self._download(request, self._message(request, signed, path))
+            linked = await asyncio.to_thread(_check_file, path, request) if path else False
+        except BaseException:
+            if path:
+                path.unlink(missing_ok=True)
+            raise
+        request.on_progress(request.entry.size - pieces.total)
+        return Fetched(
+            path=path,
+            transport=self.name,
+            source=source_of(known_before, pieces),
+            traffic=pieces.traffic,
+            sign_seconds=signed_at - started,
+            fetch_seconds=time.monotonic() - signed_at,
+            linked=linked,
+        )
+
+    async def _download(self, request: FetchRequest, message: dfdaemon_pb2.DownloadTaskRequest) -> PieceCount:
+        """Reads the stream to its end; only then are all bytes there."""
+        stream = self._client.stub().DownloadTask(message)
+        pieces = PieceCount()
+        heard = False
+        try:
+            while True:
+                async with timeout(self._timeouts.stall):
+                    response = await stream.read()
+                if response is grpc.aio.EOF:
+                    return pieces
+                heard = True
+                _count(response, pieces, request)
+        except asyncio.TimeoutError as exc:
+            raise Stalled(
+                f"{request.label}: no word from dfdaemon for {self._timeouts.stall:g} s",
+                hint="the origin or the parent peer is stuck; --stall-timeout sets how long to wait",
+            ) from exc
+        except grpc.aio.AioRpcError as exc:
+            raise peer_error(request.label, exc, heard) from None
+        finally:
+            stream.cancel()
+
+    def _message(
+        self, request: FetchRequest, signed: SignedUrl, path: Path | None
+    ) -> dfdaemon_pb2.DownloadTaskRequest:
+        options = self._options
+        headers = {**options.dragonfly_headers(), **options.origin_headers(request, signed)}
+        download = common_pb2.Download(
+            url=signed.url,
+            type=common_pb2.STANDARD,
+            request_header=headers,
+            filtered_query_params=options.filters_for(signed),
+            content_for_calculating_task_id=request.task.content,
+        )
+        if path:
+            download.output_path = str(self._map_path(path))
+        if options.tag:
+            download.tag = options.tag
+        if options.application:
+            download.application = options.application
+        if options.priority is not None:
+            download.priority = common_pb2.Priority.ValueType(options.priority)
+        if options.piece_length is not None:
+            download.piece_length = options.piece_length
+        return dfdaemon_pb2.DownloadTaskRequest(download=download)
+
+
+def _count(response: dfdaemon_pb2.DownloadTaskResponse, pieces: PieceCount, request: FetchRequest) -> None:
+    """Counts a finished piece. The started message also lists pieces, but its traffic type is always 0."""
+    if response.WhichOneof("response") != "download_piece_finished_response":
+        return
+    piece = response.download_piece_finished_response.piece
+    traffic = {
+        common_pb2.BACK_TO_SOURCE: Traffic(origin=piece.length),
+        common_pb2.REMOTE_PEER: Traffic(remote_peer=piece.length),
+        common_pb2.LOCAL_PEER: Traffic(local_peer=piece.length),
+    }[piece.traffic_type]
+    if pieces.add(piece.number, traffic):
+        request.on_progress(piece.length)
+
+
+def _check_file(path: Path, request: FetchRequest) -> bool:
+    """Whether the finished file is linked to the cache; its size has to be the object's."""
+    status = os.stat(path, follow_symlinks=False)
+    if status.st_size != request.entry.size:
+        raise Truncated(
+            f"{request.label}: dfdaemon delivered {status.st_size} of {request.entry.size} bytes",
+            hint="its cached task may be damaged: delete it there, then run again",
+        )
+    return status.st_nlink > 1

@@ -1,0 +1,45 @@
+"""What every transport is told once, when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dfagent.types import FetchRequest, SignedUrl
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. There is no total: a big file may take hours, but never a minute without a byte."""
+
+    connect: float = 10.0
+    stall: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """How requests present themselves to Dragonfly and to the origin (`dragonfly_config.json`)."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    filtered_params: tuple[str, ...] = ()
+    tag: str = ""
+    application: str = ""
+    priority: int | None = None
+    piece_length: int | None = None
+
+    def filters_for(self, signed: SignedUrl) -> list[str]:
+        """The user's filters, then what belongs to the signature whether the user listed it or not."""
+        return list(dict.fromkeys((*self.filtered_params, *signed.signing_params)))
+
+    def origin_headers(self, request: FetchRequest, signed: SignedUrl) -> dict[str, str]:
+        """Headers for the origin: the user's own, what the signature covers, and the pin to the listed version."""
+        own = {name: value for name, value in self.headers.items() if not _is_dragonfly(name)}
+        return {**own, **signed.headers, **request.entry.pin_headers}
+
+    def dragonfly_headers(self) -> dict[str, str]:
+        """Those of the user's headers that speak to Dragonfly."""
+        return {name: value for name, value in self.headers.items() if _is_dragonfly(name)}
+
+
+def _is_dragonfly(header: str) -> bool:
+    return header.lower().startswith("x-dragonfly-")

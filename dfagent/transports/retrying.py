@@ -1,0 +1,95 @@
+"""The one retry policy: it obeys `exc.retryable`, and signs again when a signature has run out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dfagent.errors import AccessDenied, DfagentError, Overloaded, SignedUrlExpired
+from dfagent.transports.base import Transport
+from dfagent.types import Fetched, FetchRequest
+
+log = logging.getLogger("dfagent.transports")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Full-jitter exponential backoff; `first_pause` and `longest_pause` in seconds.
+
+    Load shedding gets more attempts than failures do: it says "later", not "broken".
+    """
+
+    attempts: int = 4
+    overloaded_attempts: int = 20
+    first_pause: float = 0.5
+    longest_pause: float = 15.0
+
+    def pause(self, failures: int, error: DfagentError) -> float:
+        ceiling = min(self.longest_pause, self.first_pause * 2 ** (failures - 1))
+        wanted = error.retry_after if isinstance(error, Overloaded) else None
+        return max(random.uniform(ceiling / 2, ceiling), min(wanted or 0.0, self.longest_pause * 4))
+
+    def allows(self, failures: int, error: DfagentError) -> bool:
+        limit = self.overloaded_attempts if isinstance(error, Overloaded) else self.attempts
+        return error.retryable and failures < limit
+
+
+class Retrying:
+    """A transport that tries another one again.
+
+    An expired signature is no failure as long as bytes came through since the last one; without progress it is tried
+    once more and then becomes `AccessDenied`.
+    """
+
+    def __init__(self, inner: Transport, policy: RetryPolicy | None = None) -> None:
+        self._inner = inner
+        self._policy = policy or RetryPolicy()
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
+        attempts = failures = fruitless_signatures = furthest = 0
+        while True:
+            attempts += 1
+            attempt = _Attempt(request)
+            try:
+                return replace(await self._inner.fetch(attempt.request, folder), attempts=attempts)
+            except SignedUrlExpired as exc:
+                attempt.take_back()
+                fruitless_signatures = 0 if attempt.counted > furthest else fruitless_signatures + 1
+                if fruitless_signatures > 1:
+                    raise AccessDenied(exc.message, hint=exc.hint) from exc
+                log.info("%s: signing again: %s", request.label, exc.message)
+            except DfagentError as exc:
+                attempt.take_back()
+                failures = 1 if attempt.counted > furthest else failures + 1
+                if not self._policy.allows(failures, exc):
+                    raise
+                pause = self._policy.pause(failures, exc)
+                log.warning("%s: trying again in %.1f s: %s", request.label, pause, exc.message)
+                await asyncio.sleep(pause)
+            furthest = max(furthest, attempt.counted)
+
+
+class _Attempt:
+    """Counts one attempt's bytes, so that a failed one can be taken back from the progress."""
+
+    def __init__(self, request: FetchRequest) -> None:
+        self._report = request.on_progress
+        self.counted = 0
+        self.request = replace(request, on_progress=self._count)
+
+    def _count(self, count: int) -> None:
+        self.counted += count
+        self._report(count)
+
+    def take_back(self) -> None:
+        self._report(-self.counted)

@@ -1,0 +1,148 @@
+"""The only place that chooses concrete classes: from settings and options to agents that can run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfagent.agent import Agent, PassResult
+from dfagent.errors import ConfigError, DfagentError
+from dfagent.fetching import Fetcher
+from dfagent.model_job import Observer, Tools
+from dfagent.repository.folder import RepositoryFolder
+from dfagent.settings.dragonfly import DragonflySettings
+from dfagent.settings.files import Settings
+from dfagent.stores.registry import open_store
+from dfagent.stores.url import parse_repository_url
+from dfagent.transports.base import Transport
+from dfagent.transports.options import RequestOptions, Timeouts
+from dfagent.transports.retrying import Retrying
+from dfagent.types import RepositoryUrl
+
+if TYPE_CHECKING:
+    from dfagent.triton.client import TritonClient
+
+log = logging.getLogger("dfagent")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What the command line decides. Without `target` a run only warms the peer's cache; seconds for the timeout."""
+
+    urls: tuple[str, ...]
+    target: Path | None = None
+    state: Path | None = None
+    transport: str | None = None
+    select_all: bool = False
+    triton: str | None = None
+    load_timeout: float = 300.0
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+@dataclass(slots=True)
+class Session:
+    """Agents that share a folder, a transport and a Triton, for as many passes as wanted."""
+
+    agents: list[Agent]
+    triton: TritonClient | None
+
+    async def run(self) -> PassResult:
+        """One pass over every repository, one after the other; a repository's own error is among the errors."""
+        total = PassResult()
+        claimed: dict[str, str] = {}
+        for agent in self.agents:
+            try:
+                result = await agent.run(claimed)
+            except DfagentError as exc:
+                log.error("%s: %s", agent.url, exc)
+                total.errors.append(exc)
+                continue
+            total.models += result.models
+            total.objects += result.objects
+            total.errors += result.errors
+        return total
+
+
+@asynccontextmanager
+async def open_session(settings: Settings, options: RunOptions, observer: Observer) -> AsyncIterator[Session]:
+    """Everything a run needs, given back when it ends, however it ends."""
+    urls = [parse_repository_url(text) for text in options.urls]
+    name = settings.dragonfly.default_transport(options.transport)
+    if name == "direct" and options.target is None:
+        raise ConfigError(
+            "without --to there is only a peer's cache to warm, and the direct transport has none",
+            hint="give --to DIR, or name a Dragonfly peer by `socket` or `proxy` in dragonfly_config.json",
+        )
+    async with AsyncExitStack() as stack:
+        folder = await _open_folder(stack, options)
+        transport = _transport(name, settings.dragonfly, options.timeouts)
+        stack.push_async_callback(transport.aclose)
+        direct = transport if name == "direct" else _transport("direct", settings.dragonfly, options.timeouts)
+        stack.push_async_callback(direct.aclose)
+        triton = _triton(options)
+        if triton:
+            stack.push_async_callback(triton.aclose)
+        limit = asyncio.Semaphore(settings.dragonfly.concurrency)
+        agents = []
+        for url in urls:
+            store = open_store(url, settings.credentials, connect_timeout=options.timeouts.connect)
+            tools = Tools(
+                fetcher=Fetcher(store, transport, limit),
+                config_fetcher=Fetcher(store, direct, limit),
+                folder=folder,
+                triton=triton,
+                observer=observer,
+                repository=str(url),
+                select_all=options.select_all,
+            )
+            agents.append(Agent(url, tools, per_credential=settings.dragonfly.isolation == "per-credential"))
+        yield Session(agents, triton)
+
+
+async def _open_folder(stack: AsyncExitStack, options: RunOptions) -> RepositoryFolder | None:
+    if options.target is None:
+        return None
+    folder = RepositoryFolder(options.target, options.state)
+    stack.callback(folder.close)
+    await asyncio.to_thread(folder.open)
+    return folder
+
+
+def _triton(options: RunOptions) -> TritonClient | None:
+    if options.triton is None:
+        return None
+    if options.target is None:
+        raise ConfigError("--load needs --to DIR: Triton loads from a folder", hint="give the model repository's folder")
+    from dfagent.triton.client import TritonClient
+
+    return TritonClient(options.triton, load_timeout=options.load_timeout)
+
+
+def _transport(name: str, dragonfly: DragonflySettings, timeouts: Timeouts) -> Transport:
+    options = RequestOptions(
+        headers=dragonfly.header,
+        filtered_params=dragonfly.filter,
+        tag=dragonfly.tag or "",
+        application=dragonfly.application or "",
+        priority=dragonfly.priority or None,
+        piece_length=dragonfly.piece_length,
+    )
+    inner: Transport
+    if name == "direct":
+        from dfagent.transports.direct import DirectTransport
+
+        inner = DirectTransport(options, timeouts)
+    elif name == "proxy":
+        from dfagent.transports.proxy import ProxyTransport
+
+        inner = ProxyTransport(str(dragonfly.proxy), options, timeouts)
+    else:
+        from dfagent.transports.dfdaemon import DfdaemonTransport
+
+        inner = DfdaemonTransport(str(dragonfly.socket), options, timeouts, dragonfly.map_path)
+    return Retrying(inner)
