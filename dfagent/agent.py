@@ -101,4 +101,3 @@ class Agent:
             for job in jobs:
                 group.create_task(run(job))
         return changed
-

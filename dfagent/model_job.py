@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -134,8 +135,9 @@ class ModelJob:
             )
         folder = self.tools.folder
         cached = folder.config_path(self.tools.config_fetcher.task(listed.entry).id) if folder else None
-        if cached and await asyncio.to_thread(cached.exists):
-            return await asyncio.to_thread(cached.read_bytes)
+        known = await asyncio.to_thread(_read, cached) if cached else None
+        if known is not None:
+            return known
         with tempfile.TemporaryDirectory(dir=folder.state if folder else None, prefix="config-") as scratch:
             path = await self._fetch(listed, Path(scratch), self.tools.config_fetcher)
             data = await asyncio.to_thread(path.read_bytes)
@@ -176,7 +178,7 @@ class ModelJob:
         own = missing.pop(CONFIG_NAME, None)
         await self._fetch_all(
             [
-                (file, lambda path, wanted=missing[str(file.path)]: staging.take(wanted, path))
+                (file, partial(staging.take, missing[str(file.path)]))
                 for file in self.source.files
                 if str(file.path) in missing
             ]
@@ -225,7 +227,7 @@ class ModelJob:
             return
         note = orjson.dumps({"triton": triton.address, "generation": self._generation})
         noted = folder.loaded_path(model)
-        if await asyncio.to_thread(_holds, noted, note) and await triton.ready(model):
+        if await asyncio.to_thread(_read, noted) == note and await triton.ready(model):
             self._loaded = True
             return
         started = time.monotonic()
@@ -233,7 +235,7 @@ class ModelJob:
             await triton.load(model)
         except LoadRejected:
             # Triton goes on serving the old generation: a restart of it must find that one, too.
-            if before and before != self._generation and await asyncio.to_thread(folder.manifest, model, before):
+            if before and before != self._generation:
                 await asyncio.to_thread(folder.publish, model, before)
                 log.warning("%s: Triton refused the new generation: the one before is published again", model)
             raise
@@ -266,8 +268,8 @@ class ModelJob:
         )
 
 
-def _holds(path: Path, content: bytes) -> bool:
+def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes() == content
+        return path.read_bytes()
     except FileNotFoundError:
-        return False
+        return None

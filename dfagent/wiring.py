@@ -22,7 +22,6 @@ from dfagent.stores.url import parse_repository_url
 from dfagent.transports.base import Transport
 from dfagent.transports.options import RequestOptions, Timeouts
 from dfagent.transports.retrying import Retrying
-from dfagent.types import RepositoryUrl
 
 if TYPE_CHECKING:
     from dfagent.triton.client import TritonClient
@@ -117,7 +116,9 @@ def _triton(options: RunOptions) -> TritonClient | None:
     if options.triton is None:
         return None
     if options.target is None:
-        raise ConfigError("--load needs --to DIR: Triton loads from a folder", hint="give the model repository's folder")
+        raise ConfigError(
+            "--load needs --to DIR: Triton loads from a folder", hint="give the model repository's folder"
+        )
     from dfagent.triton.client import TritonClient
 
     return TritonClient(options.triton, load_timeout=options.load_timeout)

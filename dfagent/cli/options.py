@@ -13,7 +13,9 @@ _PATH = click.Path(path_type=Path)
 
 _SHARED = (
     click.argument("urls", metavar="URL...", nargs=-1, required=True),
-    click.option("--state", type=_PATH, metavar="DIR", help="State folder [default: .dfagent-<name of --to> beside it]."),
+    click.option(
+        "--state", type=_PATH, metavar="DIR", help="State folder [default: .dfagent-<name of --to> beside it]."
+    ),
     click.option(
         "--transport",
         type=click.Choice(["direct", "proxy", "dfdaemon"]),
@@ -35,9 +37,7 @@ _SHARED = (
         metavar="SECONDS",
         help="Give up an attempt after this long without a byte.",
     ),
-    click.option(
-        "--load-timeout", type=click.FloatRange(min=0.1), default=300.0, show_default=True, metavar="SECONDS"
-    ),
+    click.option("--load-timeout", type=click.FloatRange(min=0.1), default=300.0, show_default=True, metavar="SECONDS"),
     click.option("-v", "--verbose", is_flag=True, help="Log every object and every decision."),
 )
 

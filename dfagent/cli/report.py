@@ -20,8 +20,8 @@ def print_result(result: PassResult, *, as_json: bool) -> None:
 
 
 def print_json(result: PassResult) -> None:
-    for record in (*result.objects, *result.models):
-        sys.stdout.buffer.write(to_json_line(record))
+    for line in (*map(to_json_line, result.objects), *map(to_json_line, result.models)):
+        sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
 
 
@@ -42,9 +42,6 @@ def model_table(models: list[ModelRecord]) -> Table:
             record.transport,
             record.source.value if record.source else "-",
             *(decimal(count) for count in (traffic.origin, traffic.remote_peer, traffic.local_peer)),
-            *(
-                f"{value:.3f}"
-                for value in (seconds.list, seconds.sign, seconds.fetch, seconds.publish, seconds.load)
-            ),
+            *(f"{value:.3f}" for value in (seconds.list, seconds.sign, seconds.fetch, seconds.publish, seconds.load)),
         )
     return table

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @click.command("serve", short_help="Keep models up to date, until stopped.")
 @click.option("--to", type=click.Path(path_type=Path), metavar="DIR", required=True, help="Triton's model repository.")
 @click.option(
-    "--interval", type=click.FloatRange(min=0.1), default=30.0, show_default=True, metavar="SECONDS", help="Between passes."
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between passes.",
 )
 @shared_options
 def command(to: Path, interval: float, **arguments: Any) -> None:

@@ -88,9 +88,7 @@ class DfdaemonTransport:
         finally:
             stream.cancel()
 
-    def _message(
-        self, request: FetchRequest, signed: SignedUrl, path: Path | None
-    ) -> dfdaemon_pb2.DownloadTaskRequest:
+    def _message(self, request: FetchRequest, signed: SignedUrl, path: Path | None) -> dfdaemon_pb2.DownloadTaskRequest:
         options = self._options
         headers = {**options.dragonfly_headers(), **options.origin_headers(request, signed)}
         download = common_pb2.Download(

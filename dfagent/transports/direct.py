@@ -98,4 +98,3 @@ def _check_range(request: FetchRequest, response: aiohttp.ClientResponse, offset
 
 def _wrong_range(request: FetchRequest, said: str) -> DfagentError:
     return Truncated(f"{request.label}: the origin {said} to a range request", hint="does the store support ranges?")
-

@@ -98,7 +98,8 @@ class HttpClient:
                 hint="is it running, and is the address right?",
             )
         if isinstance(exc, aiohttp.ClientError):
-            return Truncated(f"{label}: the connection to {self._peer} was lost: {redact(str(exc)) or type(exc).__name__}")
+            reason = redact(str(exc)) or type(exc).__name__
+            return Truncated(f"{label}: the connection to {self._peer} was lost: {reason}")
         return None
 
 
