@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 BIN := .venv/bin
-# The environment is as good as what it was made from: a change of either file makes it again.
+# Named by the content it was made from: a change of either file makes the environment again, a mere touch does not.
 STAMP := .venv/.made-from-$(shell cat requirements/lock.txt pyproject.toml | sha256sum | cut -c1-16)
 
 help: ## what can be made
@@ -15,7 +15,7 @@ help: ## what can be made
 
 venv: $(STAMP) ## .venv with everything that requirements/lock.txt pins
 
-$(STAMP): requirements/lock.txt pyproject.toml
+$(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "dfagent needs Python 3.10 or newer: make PYTHON=/path/to/python3 venv"; exit 1; }
 	echo "setting up .venv (about two minutes the first time)"
 	rm -rf .venv

