@@ -73,7 +73,7 @@ class ModelJob:
     list_seconds: float
     objects: list[ObjectRecord] = field(default_factory=list)
     error: DfagentError | None = None
-    _seconds: Seconds = Seconds()
+    _seconds: Seconds = field(default_factory=Seconds)
     _size: int = 0
     _generation: str = ""
     _loaded: bool = False

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 
+from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from dfagent.agent import PassResult
 from dfagent.records import ModelRecord, to_json_line
+
+_PHASES = ("list", "fetch", "publish", "load")
 
 
 def print_result(result: PassResult, *, as_json: bool) -> None:
@@ -26,22 +29,18 @@ def print_json(result: PassResult) -> None:
 
 
 def model_table(models: list[ModelRecord]) -> Table:
-    """One row a model: what became of it, where its bytes came from, and seconds by phase."""
-    table = Table(title="Models", title_justify="left")
-    for heading in ("model", "outcome", "size", "fetched", "by", "source", "origin", "remote peer", "local peer"):
+    """One row a model: what became of it, where its bytes came from, and seconds; --json has every figure."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("model", "outcome", "size", "source"):
         table.add_column(heading, overflow="fold")
-    for phase in ("list", "sign", "fetch", "publish", "load"):
-        table.add_column(f"{phase} s", justify="right")
+    for phase in _PHASES:
+        table.add_column(f"{phase} s", justify="right", no_wrap=True)
     for record in sorted(models, key=lambda record: record.model):
-        traffic, seconds = record.traffic, record.seconds
         table.add_row(
             record.model,
             record.outcome + (", READY" if record.loaded else ""),
             decimal(record.bytes),
-            decimal(record.fetched_bytes),
-            record.transport,
-            record.source.value if record.source else "-",
-            *(decimal(count) for count in (traffic.origin, traffic.remote_peer, traffic.local_peer)),
-            *(f"{value:.3f}" for value in (seconds.list, seconds.sign, seconds.fetch, seconds.publish, seconds.load)),
+            f"{record.source.value} ({record.transport})" if record.source else "-",
+            *(f"{getattr(record.seconds, phase):.3f}" for phase in _PHASES),
         )
     return table

@@ -1,0 +1,135 @@
+"""A gate before a real server: a transparent TCP pass-through that counts requests, holds answers and cuts them.
+
+Signatures cover the Host header, so a client that signs for the gate's address is verified by the server behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+
+_CHUNK = 1 << 16
+
+
+@dataclass
+class Rule:
+    """What to do with answers to requests whose head contains `match`, once `after` bytes of one went through.
+
+    A hold waits until `release`; a cut closes the connection, `times` times.
+    """
+
+    match: str
+    after: int
+    cut: bool
+    times: int = 1
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    _released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def wait(self) -> None:
+        await self._released.wait()
+
+
+class Gate:
+    """`async with Gate(port) as gate`: listens on `gate.port`; `gate.heads` are the request heads that it saw."""
+
+    def __init__(self, upstream_port: int) -> None:
+        self._upstream = upstream_port
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rules: list[Rule] = []
+        self.heads: list[str] = []
+        self.port = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Gate:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def hold(self, match: str, after: int = 0) -> Rule:
+        return self._rule(Rule(match, after, cut=False))
+
+    def cut(self, match: str, after: int = 0, times: int = 1) -> Rule:
+        return self._rule(Rule(match, after, cut=True, times=times))
+
+    def _rule(self, rule: Rule) -> Rule:
+        self._rules.append(rule)
+        return rule
+
+    def requests(self, match: str) -> list[str]:
+        """The heads of the GET requests that contain `match`."""
+        return [head for head in self.heads if head.startswith("GET ") and match in head]
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        connection = _Connection(self._rules, self.heads)
+        up_writer: asyncio.StreamWriter | None = None
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
+            requests = asyncio.create_task(connection.pass_requests(reader, up_writer))
+            answers = asyncio.create_task(connection.pass_answers(up_reader, writer))
+            try:
+                await asyncio.wait({requests, answers}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for half in (requests, answers):
+                    half.cancel()
+                await asyncio.gather(requests, answers, return_exceptions=True)
+        except OSError:
+            pass  # the server behind the gate is gone: the client sees its connection closed
+        finally:
+            for end in filter(None, (writer, up_writer)):
+                end.close()
+                with suppress(OSError):
+                    await end.wait_closed()
+
+
+class _Connection:
+    """One client's connection; its answers are matched to its last request (HTTP/1.1 without pipelining)."""
+
+    def __init__(self, rules: list[Rule], heads: list[str]) -> None:
+        self._rules = rules
+        self._heads = heads
+        self._head = ""
+        self._answered = 0
+
+    async def pass_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(_CHUNK):
+            head, end, _ = data.partition(b"\r\n\r\n")
+            if end and head.split(b" ", 1)[0] in (b"GET", b"HEAD", b"PUT", b"POST", b"DELETE"):
+                self._head, self._answered = head.decode("latin-1"), 0
+                self._heads.append(self._head)
+            writer.write(data)
+            await writer.drain()
+
+    async def pass_answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(_CHUNK):
+            self._answered += len(data)
+            for rule in [rule for rule in self._rules if rule.match in self._head and self._answered > rule.after]:
+                rule.reached.set()
+                if not rule.cut:
+                    await rule.wait()
+                elif rule.times > 0:
+                    rule.times -= 1
+                    return
+            writer.write(data)
+            await writer.drain()
