@@ -158,7 +158,11 @@ class WrongControlMode(TritonError):
 
 
 class LoadRejected(TritonError):
-    """Triton refused the model; the message is Triton's own reason."""
+    """Triton refused the model; the message has the first line of Triton's own reason, `reason` the whole text."""
+
+    def __init__(self, message: str, *, hint: str = "", reason: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class LoadTimeout(TritonError):
