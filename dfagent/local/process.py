@@ -18,6 +18,9 @@ from dfagent.errors import PartError
 POLL_SECONDS = 0.05
 TAIL_LINES = 15
 
+# Ports are asked for long before a server takes them; nobody gets one twice.
+_given: set[int] = set()
+
 
 class Process:
     """A server that this process owns, in a process group of its own, with its output in a log file.
@@ -90,13 +93,17 @@ class Process:
         """Ask it to end, then kill whatever is left of its group; nothing happens where it does not run."""
         if self._child is None:
             return
-        if self.running:
-            # A paused process would sit on the request.
-            self._child.send_signal(signal.SIGCONT)
-            self._child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self._child.wait(seconds)
+        self.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(seconds)
         self.kill()
+
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM) without waiting; `stop` waits."""
+        if self._child is not None and self.running:
+            # A paused process would sit on the request.
+            os.killpg(self._child.pid, signal.SIGCONT)
+            self._child.terminate()
 
     def kill(self) -> None:
         """End it and its whole group at once, with SIGKILL."""
@@ -129,6 +136,18 @@ class Process:
         self.stop()
 
 
+def clean_environment() -> dict[str, str]:
+    """Our environment without the settings that would make a local server behave as the developer's cloud tools do.
+
+    A proxy would take loopback traffic away, and credentials in AWS_* would become further users of the S3 server.
+    """
+    leaks = ("AWS_", "S3_", "WEED_", "DFDAEMON_", "SCHEDULER_", "TRITON_")
+    proxies = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(leaks) and name.lower() not in proxies
+    }
+
+
 def free_ports(count: int) -> list[int]:
     """Different TCP and UDP ports that nobody uses now.
 
@@ -139,8 +158,9 @@ def free_ports(count: int) -> list[int]:
     while len(ports) < count:
         # 10,000 below the end: some servers take `port + 10000` for their gRPC.
         port = random.randrange(12_000, 22_000)
-        if port not in ports and _is_free(port):
+        if port not in _given and _is_free(port):
             ports.append(port)
+            _given.add(port)
     return ports
 
 
