@@ -42,8 +42,8 @@ class DirectTransport:
         signed = await request.sign()
         signed_at = time.monotonic()
         partial = PartialFile(folder, request.task.id, request.entry.size)
-        await asyncio.to_thread(partial.open)
         try:
+            await asyncio.to_thread(partial.open)
             new_bytes = partial.size - partial.bytes_done
             await self._fill(partial, request, signed)
         finally:

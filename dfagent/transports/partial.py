@@ -48,7 +48,7 @@ class PartialFile:
         try:
             os.posix_fallocate(self.fd, 0, self.size)
         except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise NoSpace(
                     f"{self.size} bytes do not fit on the disk of {self.path.parent}", hint="make room, then run again"
                 ) from exc

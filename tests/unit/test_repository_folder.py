@@ -1,0 +1,185 @@
+"""Publishing by generations: links that never dangle, nothing half visible, nothing of others touched."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from dfagent.errors import ConfigError, FolderInUse, RepositoryError, Truncated, UnsafePath
+from dfagent.repository.folder import RepositoryFolder
+from dfagent.repository.manifest import Manifest, ManifestFile
+from dfagent.repository.materialise import Staging
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RepositoryFolder:
+    opened = RepositoryFolder(tmp_path / "models")
+    opened.open()
+    return opened
+
+
+def manifest(**files: str) -> Manifest:
+    """A model of files (a__b means a/b) whose content is also their version."""
+    entries = [ManifestFile(name.replace("__", "/"), len(text), text) for name, text in files.items()]
+    return Manifest.of("net", entries, [])
+
+
+def assemble(folder: RepositoryFolder, wanted: Manifest) -> list[str]:
+    """Fetches what is missing from nowhere, makes it a generation, publishes it; returns what was missing."""
+    staging = Staging(folder, wanted)
+    missing = staging.open()
+    for file in missing:
+        arrived = folder.partials("net") / f"{file.path.replace('/', '-')}.partial"
+        arrived.write_text(file.version)
+        staging.take(file, arrived)
+    staging.finish()
+    folder.publish("net", wanted.digest)
+    return [file.path for file in missing]
+
+
+def should_show_triton_nothing_but_whole_models(folder: RepositoryFolder) -> None:
+    staging = Staging(folder, manifest(**{"1__weights": "w1"}))
+    staging.open()
+    assert list(folder.target.iterdir()) == []
+    assemble(folder, manifest(**{"1__weights": "w1"}))
+    assert [path.name for path in folder.target.iterdir()] == ["net"]
+    assert (folder.target / "net/1/weights").read_text() == "w1"
+    assert not os.readlink(folder.target / "net").startswith("/")
+
+
+def should_fetch_only_what_changed(folder: RepositoryFolder) -> None:
+    assert assemble(folder, manifest(**{"1__a": "a1", "1__b": "b1"})) == ["1/a", "1/b"]
+    old = (folder.target / "net/1/a").stat().st_ino
+    assert assemble(folder, manifest(**{"1__a": "a1", "1__b": "b2"})) == ["1/b"]
+    assert (folder.target / "net/1/a").stat().st_ino == old
+    assert (folder.target / "net/1/b").read_text() == "b2"
+
+
+def should_go_on_with_the_files_that_a_killed_run_had_whole(folder: RepositoryFolder) -> None:
+    wanted = manifest(**{"1__a": "a1", "1__b": "b1"})
+    staging = Staging(folder, wanted)
+    arrived = folder.partials("net") / "a.partial"
+    arrived.write_text("a1")
+    staging.take(next(file for file in staging.open() if file.path == "1/a"), arrived)
+    folder.close()
+    again = RepositoryFolder(folder.target)
+    again.open()
+    assert [file.path for file in Staging(again, wanted).open()] == ["1/b"]
+
+
+def should_mend_a_damaged_generation_without_a_moment_of_nothing(folder: RepositoryFolder) -> None:
+    wanted = manifest(**{"1__a": "a1", "1__b": "b1"})
+    assemble(folder, wanted)
+    (folder.target / "net/1/a").unlink()
+    assert folder.manifest("net", wanted.digest) is None
+    assemble(folder, wanted)
+    assert (folder.target / "net/1/a").read_text() == "a1"
+    assert folder.manifest("net", wanted.digest) == wanted
+
+
+def should_tolerate_what_triton_writes_beside_a_model(folder: RepositoryFolder) -> None:
+    wanted = manifest(**{"1__model.py": "code"})
+    assemble(folder, wanted)
+    (folder.target / "net/1/__pycache__").mkdir()
+    assert folder.manifest("net", wanted.digest) == wanted
+
+
+def should_never_leave_a_dangling_link_while_versions_are_swapped(folder: RepositoryFolder) -> None:
+    versions = [manifest(**{"1__a": text}) for text in ("one", "two", "six")]
+    assemble(folder, versions[0])
+    broken: list[str] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            if not (folder.target / "net").exists():
+                broken.append("dangling")
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for turn in range(60):
+        assemble(folder, versions[turn % 3])
+        folder.remove_generations("net", keep=set())
+    done.set()
+    watcher.join()
+    assert not broken
+
+
+def should_keep_the_published_generation_whatever_is_to_go(folder: RepositoryFolder) -> None:
+    first, second = manifest(**{"1__a": "one"}), manifest(**{"1__a": "two"})
+    assemble(folder, first)
+    assemble(folder, second)
+    folder.remove_generations("net", keep={first.digest})
+    assert folder.manifest("net", first.digest) and folder.manifest("net", second.digest)
+    folder.remove_generations("net", keep=set())
+    assert folder.manifest("net", first.digest) is None
+    assert (folder.target / "net/1/a").read_text() == "two"
+
+
+def should_refuse_a_file_of_another_size(folder: RepositoryFolder) -> None:
+    staging = Staging(folder, manifest(**{"1__a": "right"}))
+    (file,) = staging.open()
+    arrived = folder.partials("net") / "a.partial"
+    arrived.write_text("wrong size")
+    with pytest.raises(Truncated):
+        staging.take(file, arrived)
+    assert not arrived.exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "foreign link"])
+def should_not_touch_what_others_put_into_the_model_repository(folder: RepositoryFolder, kind: str) -> None:
+    place = folder.target / "net"
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to("/etc")
+    with pytest.raises(UnsafePath, match="not put there by dfagent"):
+        folder.current("net")
+
+
+def should_let_only_one_agent_work_on_a_folder(folder: RepositoryFolder) -> None:
+    with pytest.raises(FolderInUse, match=str(os.getpid())):
+        RepositoryFolder(folder.target).open()
+    folder.close()
+    second = RepositoryFolder(folder.target)
+    second.open()
+    second.close()
+
+
+def should_refuse_a_state_folder_inside_the_model_repository(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lies inside"):
+        RepositoryFolder(tmp_path / "models", tmp_path / "models" / "state").open()
+
+
+def should_refuse_a_state_folder_on_another_mount(tmp_path: Path) -> None:
+    other = Path("/dev/shm") / f"dfagent-test-{os.getpid()}"
+    try:
+        with pytest.raises(RepositoryError, match="different mounts") as refused:
+            RepositoryFolder(tmp_path / "models", other).open()
+    finally:
+        for path in sorted(other.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        other.rmdir()
+    assert "--state" in refused.value.hint
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def should_find_its_links_through_a_folder_that_is_a_link_itself(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "models").symlink_to("disk", target_is_directory=True)
+    folder = RepositoryFolder(tmp_path / "models")
+    folder.open()
+    wanted = manifest(**{"1__a": "one"})
+    assemble(folder, wanted)
+    assert (tmp_path / "models/net/1/a").read_text() == "one"
+    assert folder.current("net") == wanted.digest
+
+
+def should_say_which_folder_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file")
+    with pytest.raises(RepositoryError, match="models"):
+        RepositoryFolder(tmp_path / "models").open()

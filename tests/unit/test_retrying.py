@@ -1,0 +1,123 @@
+"""The one retry policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+from dfagent.errors import (
+    AccessDenied,
+    Changed,
+    DfagentError,
+    NotFound,
+    OriginStatus,
+    Overloaded,
+    SignedUrlExpired,
+    Stalled,
+    Truncated,
+)
+from dfagent.transports.retrying import Retrying, RetryPolicy
+from dfagent.types import (
+    Fetched,
+    FetchRequest,
+    ObjectEntry,
+    ObjectRef,
+    SignedUrl,
+    Source,
+    TaskIdentity,
+    Traffic,
+)
+
+SIZE = 100
+POLICY = RetryPolicy(attempts=3, overloaded_attempts=5, first_pause=0.001, longest_pause=0.002)
+
+
+class Script:
+    """A transport that does one step an attempt: moves some bytes, then raises or succeeds."""
+
+    name = "script"
+
+    def __init__(self, *steps: tuple[int, DfagentError | None]) -> None:
+        self._steps = list(steps)
+        self.attempts = 0
+
+    async def aclose(self) -> None: ...
+
+    async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
+        moved, error = self._steps[min(self.attempts, len(self._steps) - 1)]
+        self.attempts += 1
+        request.on_progress(moved)
+        if error:
+            raise error
+        return Fetched(None, self.name, Source.DIRECT, Traffic(), 0.0, 0.0)
+
+
+def request(on_progress: Callable[[int], None] = lambda _count: None) -> FetchRequest:
+    entry = ObjectEntry(ObjectRef("s3", "host", "bucket", "key"), SIZE, '"etag"')
+
+    async def sign() -> SignedUrl:
+        return SignedUrl("http://host/key", datetime.now(timezone.utc), ())
+
+    return FetchRequest(entry, TaskIdentity.of(entry), sign, "key", on_progress)
+
+
+async def should_try_a_retryable_error_again_and_count_the_attempts() -> None:
+    script = Script((0, Stalled("stuck")), (0, Truncated("short")), (SIZE, None))
+    assert (await Retrying(script, POLICY).fetch(request(), None)).attempts == 3
+
+
+@pytest.mark.parametrize("error", [NotFound("no"), Changed("other"), OriginStatus("bad", status=400)])
+async def should_not_try_what_will_not_get_better(error: DfagentError) -> None:
+    script = Script((0, error))
+    with pytest.raises(type(error)):
+        await Retrying(script, POLICY).fetch(request(), None)
+    assert script.attempts == 1
+
+
+async def should_try_a_server_error_again() -> None:
+    script = Script((0, OriginStatus("oops", status=500)), (SIZE, None))
+    assert (await Retrying(script, POLICY).fetch(request(), None)).attempts == 2
+
+
+async def should_give_up_after_the_last_attempt_with_the_last_error() -> None:
+    script = Script((0, Stalled("first")), (0, Stalled("second")), (0, Stalled("third")), (SIZE, None))
+    with pytest.raises(Stalled, match="third"):
+        await Retrying(script, POLICY).fetch(request(), None)
+
+
+async def should_be_more_patient_with_a_peer_that_sheds_load() -> None:
+    script = Script(*[(0, Overloaded("later"))] * 4, (SIZE, None))
+    assert (await Retrying(script, POLICY).fetch(request(), None)).attempts == 5
+
+
+async def should_count_attempts_anew_while_the_transfer_gets_further() -> None:
+    script = Script(*[(count, Truncated("cut")) for count in (10, 20, 30, 40, 50)], (SIZE, None))
+    assert (await Retrying(script, POLICY).fetch(request(), None)).attempts == 6
+
+
+async def should_not_count_the_same_bytes_again_as_getting_further() -> None:
+    script = Script((10, Truncated("cut")))
+    with pytest.raises(Truncated):
+        await Retrying(script, POLICY).fetch(request(), None)
+    assert script.attempts == 3
+
+
+async def should_sign_again_as_long_as_bytes_come_and_then_deny() -> None:
+    script = Script((10, SignedUrlExpired("403")), (20, SignedUrlExpired("403")), (20, SignedUrlExpired("403")))
+    with pytest.raises(AccessDenied):
+        await Retrying(script, POLICY).fetch(request(), None)
+    assert script.attempts == 4
+
+
+async def should_take_the_bytes_of_a_failed_attempt_back_from_the_progress() -> None:
+    counts: list[int] = []
+    script = Script((60, Truncated("cut")), (SIZE, None))
+    await Retrying(script, POLICY).fetch(request(counts.append), None)
+    assert sum(counts) == SIZE
+
+
+def should_wait_as_long_as_a_busy_server_asks_within_reason() -> None:
+    assert RetryPolicy().pause(1, Overloaded("later", retry_after=7.0)) >= 7.0
+    assert RetryPolicy().pause(1, Overloaded("later", retry_after=86_400.0)) <= 60.0
