@@ -1,0 +1,141 @@
+"""Builds the boto3 client that the S3 store works with; imports the SDK, so only the S3 adapter's threads import it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import NoCredentialsError
+
+from dfagent.errors import AccessDenied, ConfigError
+from dfagent.settings.credentials import S3Credential
+from dfagent.types import RepositoryUrl
+
+if TYPE_CHECKING:
+    from botocore.credentials import Credentials
+    from mypy_boto3_s3.client import S3Client
+
+AWS_ENDPOINT = "s3.amazonaws.com"
+_AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
+_log = logging.getLogger("dfagent.stores.s3")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds to wait for a connection and for each answer of the store."""
+
+    connect: float = 10.0
+    read: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A client of one store; `endpoint` is the host and port that names it in an object's identity."""
+
+    client: S3Client
+    credentials: Credentials | None
+    endpoint: str
+
+    def refreshed(self) -> tuple[str, datetime | None]:
+        """The access key id that signs now, and when it expires where the SDK knows that.
+
+        A credential near its end is refreshed before. Raises `AccessDenied` where its provider has no newer one.
+        """
+        if self.credentials is None:
+            return "", None
+        try:
+            frozen = self.credentials.get_frozen_credentials()
+        except RuntimeError as exc:
+            raise AccessDenied(
+                "the temporary S3 credential has expired and its provider gave no newer one",
+                hint="check the role, token file or instance metadata that it comes from",
+            ) from exc
+        # The SDK has no public name for it; static credentials have no such attribute.
+        return frozen.access_key or "", getattr(self.credentials, "_expiry_time", None)
+
+
+def connect(url: RepositoryUrl, credential: S3Credential | None, timeouts: Timeouts) -> Connection:
+    """A client for the URL's endpoint; no request is sent, except to the provider of the credential.
+
+    Raises `ConfigError` for a CA bundle that is not there, and the SDK's exceptions.
+    """
+    _silence_sdk_loggers()
+    settings = credential or S3Credential()
+    if settings.ca_bundle and not settings.ca_bundle.is_file():
+        raise ConfigError(f"ca_bundle {settings.ca_bundle}: no such file", hint="correct it in cloud_credential.json")
+    session = _session(settings)
+    credentials = None if settings.anonymous else session.get_credentials()
+    if credentials is None and not settings.anonymous:
+        raise NoCredentialsError
+    provider = credentials.method if credentials else "none (anonymous)"
+    _log.info("S3 credentials for %s come from: %s", url, provider)
+    client = _client(session, url, settings, timeouts, "path" if url.endpoint else "virtual")
+    endpoint = _endpoint_name(client.meta.endpoint_url)
+    if endpoint != AWS_ENDPOINT and not url.endpoint:
+        # AWS_ENDPOINT_URL or the SDK's config file names another store, which may not serve bucket names as hosts.
+        client = _client(session, url, settings, timeouts, "path")
+    return Connection(client, credentials, endpoint)
+
+
+def _session(settings: S3Credential) -> boto3.Session:
+    if not (settings.key_id and settings.secret_key):
+        return boto3.Session(profile_name=settings.profile)
+    token = settings.session_token
+    return boto3.Session(
+        aws_access_key_id=settings.key_id,
+        aws_secret_access_key=settings.secret_key.get_secret_value(),
+        aws_session_token=token.get_secret_value() if token else None,
+    )
+
+
+def _client(
+    session: boto3.Session,
+    url: RepositoryUrl,
+    settings: S3Credential,
+    timeouts: Timeouts,
+    default_style: Literal["path", "virtual"],
+) -> S3Client:
+    # Never the SDK's own "auto": with it, a signed URL names AWS's global host, which redirects new buckets.
+    style = default_style if settings.addressing == "auto" else settings.addressing
+    signature: Any = UNSIGNED if settings.anonymous else "s3v4"
+    config = Config(
+        signature_version=signature,
+        connect_timeout=timeouts.connect,
+        read_timeout=timeouts.read,
+        retries={"mode": "standard", "total_max_attempts": 3},
+        s3={"addressing_style": style},
+        # The default would sign a header into every URL, which whoever fetches it would then have to know and send.
+        response_checksum_validation="when_required",
+        request_checksum_calculation="when_required",
+    )
+    return session.client(
+        "s3",
+        region_name=settings.region or session.region_name or "us-east-1",
+        endpoint_url=url.endpoint or None,
+        verify=str(settings.ca_bundle) if settings.ca_bundle else None,
+        config=config,
+    )
+
+
+def _endpoint_name(endpoint_url: str) -> str:
+    """`host:port`, or one name for AWS whatever the region: a bucket's name is global, and so must its tasks be."""
+    parts = urlsplit(endpoint_url)
+    host = parts.hostname or ""
+    if host.endswith(_AWS_DOMAINS):
+        return AWS_ENDPOINT
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _silence_sdk_loggers() -> None:
+    # At DEBUG they print signatures, strings to sign and session tokens.
+    for name in ("boto3", "botocore", "urllib3"):
+        logger = logging.getLogger(name)
+        if logger.getEffectiveLevel() < logging.WARNING:
+            logger.setLevel(logging.WARNING)

@@ -1,0 +1,120 @@
+"""Translates what boto3 raises into dfagent's errors; imports the SDK, so only the S3 adapter's threads import it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from botocore import exceptions as sdk
+
+from dfagent.errors import AccessDenied, ConfigError, DfagentError, NotFound, StoreError, StoreUnavailable
+from dfagent.redact import redact
+
+_NOT_FOUND_HINTS = {
+    "NoSuchBucket": "check the bucket's name, and that the URL names the right endpoint",
+    "NoSuchKey": "check the object's key",
+}
+_DENIED_HINTS = {
+    "SignatureDoesNotMatch": "secret_key does not belong to key_id: correct it where the credential comes from",
+    "InvalidAccessKeyId": "the store does not know this key id: check key_id, and that the endpoint is its store",
+    "AccessDenied": "the credential needs the rights s3:ListBucket and s3:GetObject here",
+    "ExpiredToken": "the temporary credential has expired: get a new one",
+    "ExpiredTokenException": "the temporary credential has expired: get a new one",
+    "InvalidToken": "the session token does not belong to the key: get a new temporary credential",
+    "RequestTimeTooSkewed": "correct this machine's clock",
+}
+_REGION_CODES = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
+_BUSY_CODES = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequestsException")
+_NO_CREDENTIALS_HINT = (
+    "put key_id and secret_key into cloud_credential.json, give this process a role or AWS_* variables, "
+    'or set "anonymous": true for a public bucket'
+)
+_BAD_CONFIGURATION = (
+    sdk.PartialCredentialsError,
+    sdk.ProfileNotFound,
+    sdk.ConfigNotFound,
+    sdk.ConfigParseError,
+    sdk.InvalidConfigError,
+    sdk.InvalidRegionError,
+    sdk.ParamValidationError,
+    sdk.UnknownCredentialError,
+    sdk.EndpointProviderError,
+)
+_NO_TOKEN = (
+    sdk.CredentialRetrievalError,
+    sdk.TokenRetrievalError,
+    sdk.MetadataRetrievalError,
+    sdk.SSOError,
+    sdk.LoginError,
+)
+
+
+@contextmanager
+def translated(place: str) -> Iterator[None]:
+    """Turns the SDK's exceptions into `StoreError` and `ConfigError`; `place` names the bucket in their messages."""
+    try:
+        yield
+    except (sdk.ClientError, sdk.BotoCoreError) as exc:
+        raise translate(exc, place) from exc
+
+
+def translate(exc: sdk.ClientError | sdk.BotoCoreError, place: str) -> DfagentError:
+    """The error to raise for one of the SDK's, most specific first; never with a signature or a secret in it."""
+    if isinstance(exc, sdk.ClientError):
+        return _translate_answer(exc, place)
+    if isinstance(exc, sdk.NoCredentialsError):
+        return ConfigError(f"{place}: no S3 credentials found", hint=_NO_CREDENTIALS_HINT)
+    if isinstance(exc, _BAD_CONFIGURATION):
+        return ConfigError(f"{place}: {_said(str(exc))}", hint="check cloud_credential.json and the SDK's own files")
+    if isinstance(exc, _NO_TOKEN):
+        return AccessDenied(f"{place}: {_said(str(exc))}", hint="the credential's provider gave no credential")
+    return _translate_connection(exc, place)
+
+
+def _translate_connection(exc: sdk.BotoCoreError, place: str) -> DfagentError:
+    cause = exc.kwargs.get("error", exc)
+    if isinstance(exc, sdk.SSLError) or isinstance(cause, ssl.SSLError):
+        return StoreError(f"{place}: TLS with the store failed: {_said(str(cause))}", hint=_tls_hint(str(cause)))
+    if isinstance(exc, sdk.ProxyConnectionError):
+        return StoreUnavailable(f"{place}: the HTTP proxy does not answer", hint="check HTTP_PROXY and HTTPS_PROXY")
+    if isinstance(exc, (sdk.EndpointConnectionError, sdk.ConnectTimeoutError)):
+        asked = urlsplit(str(exc.kwargs.get("endpoint_url", "")))
+        return StoreUnavailable(
+            f"{place}: nothing answers at {asked.scheme}://{asked.netloc}",
+            hint="check the URL's host and port, and the network",
+        )
+    if isinstance(exc, (sdk.HTTPClientError, sdk.ConnectionError)):
+        return StoreUnavailable(f"{place}: the connection broke ({type(exc).__name__})", hint="try again")
+    return StoreError(
+        f"{place}: the answer is not S3's ({type(exc).__name__})",
+        hint="check that an S3 server listens at the URL's host and port",
+    )
+
+
+def _tls_hint(reason: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return 'set "ca_bundle" in cloud_credential.json to the PEM file of the CA that signed the store\'s certificate'
+    return "check that the store speaks TLS at this port: for plain HTTP write s3://http://host:port/…"
+
+
+def _translate_answer(exc: sdk.ClientError, place: str) -> DfagentError:
+    error = exc.response.get("Error", {})
+    code = error.get("Code", "")
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    # Only code and message: stores put the string to sign and their own signature beside them.
+    problem = f"{place}: {exc.operation_name} was refused: {code}: {_said(error.get('Message', ''))}"
+    if status == 404 or code in _NOT_FOUND_HINTS:
+        return NotFound(problem, hint=_NOT_FOUND_HINTS.get(code, "check the URL"))
+    if code in _BUSY_CODES or status == 429 or status >= 500:
+        return StoreUnavailable(problem, hint="the store is overloaded or broken: try again")
+    if code in _REGION_CODES:
+        return StoreError(problem, hint="set the bucket's region in cloud_credential.json")
+    if status in (401, 403) or code in _DENIED_HINTS:
+        return AccessDenied(problem, hint=_DENIED_HINTS.get(code, "check the credential for this URL"))
+    return StoreError(problem, hint="the store's code and message say why")
+
+
+def _said(text: str) -> str:
+    return redact(" ".join(text.split()) or "no reason given")[:300]
