@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from dfagent.settings.fields import OptionalPath, OptionalSecret, OptionalText
 from dfagent.types import RepositoryUrl
@@ -36,6 +36,14 @@ class S3Credential(BaseModel):
     ] = "auto"
     anonymous: bool = Field(default=False, strict=True)
     ca_bundle: OptionalPath = None
+
+    @field_validator("key_id", "secret_key", "session_token")
+    @classmethod
+    def _check_characters(cls, value: str | SecretStr | None) -> str | SecretStr | None:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value or ""
+        if not text.isprintable() or " " in text:
+            raise ValueError("holds a space, a line break or a control character")
+        return value
 
     @model_validator(mode="after")
     def _check_keys(self) -> S3Credential:

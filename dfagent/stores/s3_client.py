@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -63,12 +65,12 @@ class Connection:
 def connect(url: RepositoryUrl, credential: S3Credential | None, timeouts: Timeouts) -> Connection:
     """A client for the URL's endpoint; no request is sent, except to the provider of the credential.
 
-    Raises `ConfigError` for a CA bundle that is not there, and the SDK's exceptions.
+    Raises `ConfigError` for a CA bundle or a host that can't be one, and the SDK's exceptions.
     """
     _silence_sdk_loggers()
     settings = credential or S3Credential()
-    if settings.ca_bundle and not settings.ca_bundle.is_file():
-        raise ConfigError(f"ca_bundle {settings.ca_bundle}: no such file", hint="correct it in cloud_credential.json")
+    if settings.ca_bundle:
+        _check_ca_bundle(settings.ca_bundle)
     session = _session(settings)
     credentials = None if settings.anonymous else session.get_credentials()
     if credentials is None and not settings.anonymous:
@@ -81,6 +83,14 @@ def connect(url: RepositoryUrl, credential: S3Credential | None, timeouts: Timeo
         # AWS_ENDPOINT_URL or the SDK's config file names another store, which may not serve bucket names as hosts.
         client = _client(session, url, settings, timeouts, "path")
     return Connection(client, credentials, endpoint)
+
+
+def _check_ca_bundle(bundle: Path) -> None:
+    try:
+        ssl.create_default_context(cafile=str(bundle))
+    except OSError as exc:
+        problem = "holds no PEM certificate" if isinstance(exc, ssl.SSLError) else f"can't be read: {exc.strerror}"
+        raise ConfigError(f"ca_bundle {bundle}: {problem}", hint="correct it in cloud_credential.json") from exc
 
 
 def _session(settings: S3Credential) -> boto3.Session:
@@ -114,13 +124,16 @@ def _client(
         response_checksum_validation="when_required",
         request_checksum_calculation="when_required",
     )
-    return session.client(
-        "s3",
-        region_name=settings.region or session.region_name or "us-east-1",
-        endpoint_url=url.endpoint or None,
-        verify=str(settings.ca_bundle) if settings.ca_bundle else None,
-        config=config,
-    )
+    try:
+        return session.client(
+            "s3",
+            region_name=settings.region or session.region_name or "us-east-1",
+            endpoint_url=url.endpoint or None,
+            verify=str(settings.ca_bundle) if settings.ca_bundle else None,
+            config=config,
+        )
+    except ValueError as exc:  # boto3's own answer to a host name that can't be one
+        raise ConfigError(f"{url}: {exc}", hint="correct the URL, or AWS_ENDPOINT_URL") from exc
 
 
 def _endpoint_name(endpoint_url: str) -> str:

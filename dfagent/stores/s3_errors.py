@@ -96,6 +96,8 @@ def _translate_connection(exc: sdk.BotoCoreError, place: str) -> DfagentError:
 def _tls_hint(reason: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         return 'set "ca_bundle" in cloud_credential.json to the PEM file of the CA that signed the store\'s certificate'
+    if "No such file" in reason:
+        return "AWS_CA_BUNDLE or the SDK's config file names a file that is not there"
     return "check that the store speaks TLS at this port: for plain HTTP write s3://http://host:port/…"
 
 
@@ -104,7 +106,7 @@ def _translate_answer(exc: sdk.ClientError, place: str) -> DfagentError:
     code = error.get("Code", "")
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     # Only code and message: stores put the string to sign and their own signature beside them.
-    problem = f"{place}: {exc.operation_name} was refused: {code}: {_said(error.get('Message', ''))}"
+    problem = f"{place}: {exc.operation_name} answered {code}: {_said(error.get('Message', ''))}"
     if status == 404 or code in _NOT_FOUND_HINTS:
         return NotFound(problem, hint=_NOT_FOUND_HINTS.get(code, "check the URL"))
     if code in _BUSY_CODES or status == 429 or status >= 500:

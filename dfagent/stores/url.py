@@ -14,7 +14,7 @@ _GRAMMAR = "expected s3://bucket/prefix or s3://[http://|https://]host:port/buck
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _ENDPOINT_SCHEME = re.compile(r"(https?)://(.*)", re.DOTALL | re.IGNORECASE)
-_AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::(?P<port>[0-9]{1,5}))?")
+_AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.-]+)(?::(?P<port>[0-9]{1,5}))?")
 _BUCKET = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,254}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

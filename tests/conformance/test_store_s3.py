@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import ssl
 import sys
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from yarl import URL
 
-from dfagent.errors import AccessDenied, ConfigError
+from dfagent.errors import AccessDenied, ConfigError, StoreError
 from dfagent.settings.credentials import S3Credential
 from dfagent.stores.s3 import S3Store
 from dfagent.stores.url import parse_repository_url
@@ -72,6 +81,42 @@ def provider(tmp_path: Path, lives: timedelta, key_id: str = "AK", secret: str =
     (tmp_path / "aws-config").write_text(
         f"[profile short]\nregion = eu-west-3\ncredential_process = {sys.executable} {tmp_path / 'say.py'}\n"
     )
+
+
+@asynccontextmanager
+async def tls_front(folder: Path, port: int) -> AsyncIterator[str]:
+    """A TLS listener before the server at `port`, with a certificate that only `folder/ca.pem` vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(Encoding.PEM)
+    (folder / "ca.pem").write_bytes(pem)
+    (folder / "server.pem").write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, up_writer), pump(up_reader, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
 
 
 async def test_only_the_host_is_signed_and_every_parameter_is_known_as_signing() -> None:
@@ -218,9 +263,36 @@ async def test_no_credentials_at_all_is_a_config_error_that_says_what_to_do() ->
 
 
 async def test_an_absent_or_broken_ca_bundle_is_named(tmp_path: Path) -> None:
-    """T#5371: a CA problem was reported as a matter of credentials."""
-    with pytest.raises(ConfigError, match=r"ca_bundle .*none\.pem: no such file"):
+    """A wrong setting, found before any request."""
+    with pytest.raises(ConfigError, match=r"ca_bundle .*none\.pem: can't be read: No such file"):
         await S3Store(AWS, static(ca_bundle=str(tmp_path / "none.pem"))).sign(ENTRY)
+    (tmp_path / "junk.pem").write_text("junk")
+    with pytest.raises(ConfigError, match=r"ca_bundle .*junk\.pem: holds no PEM certificate"):
+        await S3Store(AWS, static(ca_bundle=str(tmp_path / "junk.pem"))).sign(ENTRY)
+
+
+async def test_a_host_that_can_be_none_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it comes from the environment."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://a..b:9000")
+    with pytest.raises(ConfigError, match="Invalid endpoint"):
+        await S3Store(AWS, static()).sign(ENTRY)
+
+
+async def test_a_certificate_of_an_unknown_ca_is_no_matter_of_credentials(
+    tmp_path: Path, s3_server: Any, bucket: str
+) -> None:
+    """T#5371: the hint names `ca_bundle`, and with it the store is trusted."""
+    url = put(s3_server, bucket)
+    credential = {"key_id": s3_server.access_key, "secret_key": s3_server.secret_key}
+    async with tls_front(tmp_path, int(URL(s3_server.endpoint).port or 0)) as endpoint:
+        url = replace(url, endpoint=endpoint)
+        with pytest.raises(StoreError, match="TLS with the store failed") as caught:
+            await listed(S3Store(url, S3Credential.model_validate(credential)), url)
+        assert type(caught.value) is StoreError
+        assert "ca_bundle" in caught.value.hint
+        trusting = S3Store(url, S3Credential.model_validate({**credential, "ca_bundle": str(tmp_path / "ca.pem")}))
+        assert (await listed(trusting, url)).ref.endpoint == URL(endpoint).authority
+        await trusting.aclose()
 
 
 async def test_the_winning_provider_is_logged_once_without_its_secret(

@@ -63,6 +63,8 @@ def test_empty_strings_mean_unset() -> None:
         ({"key_id": "K"}, "secret_key is missing"),
         ({"secret_key": "S"}, "key_id is missing"),
         ({"session_token": "T"}, "session_token needs"),
+        ({"key_id": "K", "secret_key": "pasted\n"}, "holds a space, a line break"),
+        ({"key_id": "K ", "secret_key": "S"}, "holds a space, a line break"),
         ({"anonymous": True, "key_id": "K", "secret_key": "S"}, "anonymous excludes"),
         ({"anonymous": "yes"}, "boolean"),
         ({"addressing": "dns"}, "'auto', 'path' or 'virtual'"),

@@ -44,6 +44,7 @@ def test_urls_are_read_as_triton_reads_them(text: str, endpoint: str, bucket: st
         ("s3://host:0/b", "has the port 0"),
         ("s3://host:65536/b", "has the port 65536"),
         ("s3://host:port/b", "where host:port must be"),
+        ("s3://my_minio:9000/b", "where host:port must be"),
         ("s3://http:/host/b", "where host:port must be"),
         ("s3://[::1/b", "where host:port must be"),
         ("s3://[::zz]:1/b", "where host:port must be"),

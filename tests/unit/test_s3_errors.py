@@ -44,7 +44,7 @@ def test_answers_are_told_apart(code: str, status: int, kind: type[DfagentError]
     """The store's code and message stay, what stands beside them goes."""
     error = translate(answer(code, status), PLACE)
     assert type(error) is kind
-    assert f"{PLACE}: ListObjectsV2 was refused: {code}: said so" in error.message
+    assert f"{PLACE}: ListObjectsV2 answered {code}: said so" in error.message
     assert hint in error.hint
     assert "hush" not in str(error)
 
