@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +61,9 @@ def parts_list() -> Path:
 
 
 def parts_target() -> Path:
-    """The folder for exactly the wheels that are pinned now; it exists only when they are complete."""
-    return cache_folder() / f"parts-{hashlib.sha256(parts_list().read_bytes()).hexdigest()[:12]}"
+    """The folder for exactly the wheels that are pinned now, for this Python; it exists only when they are complete."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return cache_folder() / f"parts-{hashlib.sha256(parts_list().read_bytes()).hexdigest()[:12]}-py{version}"
 
 
 def parts_folder() -> Path | None:
