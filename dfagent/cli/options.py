@@ -43,6 +43,7 @@ _SHARED = (
 
 
 def shared_options(command: F) -> F:
+    """Adds the URLs and every option of a run to a command."""
     for option in reversed(_SHARED):
         command = option(command)
     return command

@@ -36,17 +36,15 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     received: list[int] = []
 
     async def guarded() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(main)
 
         def interrupt(number: int) -> None:
             received.append(number)
             task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt, number)
-        await main
+            asyncio.get_running_loop().add_signal_handler(number, interrupt, number)
+        await task
 
     try:
         asyncio.run(guarded())
@@ -56,7 +54,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         sys.exit(128 + number)
     except DfagentError as exc:
         fail([exc])
-    except Exception:
+    except Exception:  # noqa: BLE001 — the last line of defence: a bug must not print a signature
         print(redact(traceback.format_exc()), file=sys.stderr)
         print("error: this is a bug in dfagent: please report it with the lines above", file=sys.stderr)
         sys.exit(1)

@@ -29,4 +29,5 @@ def run_options(arguments: dict[str, Any], target: Path | None, load: bool) -> R
 
 
 def settings(arguments: dict[str, Any]) -> Settings:
+    """Both settings files, as the shared options and the environment name them."""
     return load_settings(arguments["config"], arguments["credentials"], os.environ)

@@ -94,8 +94,8 @@ class Gate:
                 for half in (requests, answers):
                     half.cancel()
                 await asyncio.gather(requests, answers, return_exceptions=True)
-        except OSError:
-            pass  # the server behind the gate is gone: the client sees its connection closed
+        except (OSError, asyncio.CancelledError):
+            pass  # the server behind the gate is gone, or the gate closes: the client sees its connection closed
         finally:
             for end in filter(None, (writer, up_writer)):
                 end.close()

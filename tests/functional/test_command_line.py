@@ -1,0 +1,255 @@
+"""The program as its users start it: exit codes, one clear sentence, no secret, nothing half visible after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from dfagent.local.object_store import S3Server
+
+from tests.servers.gate import Gate
+
+MIB = 1 << 20
+CONFIG = 'name: "net"\nbackend: "python"\nmodel_repository_agents { agents [ { name: "dragonfly" } ] }\n'
+
+
+@dataclass
+class Finished:
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Program:
+    """`dfagent` in a process of its own, with settings files for a bucket behind a gate."""
+
+    server: S3Server
+    bucket: str
+    gate: Gate
+    folder: Path
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "node" / "models"
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.gate.endpoint}/{self.bucket}/repo"
+
+    def put(self, key: str, data: bytes) -> None:
+        self.server.client().put_object(Bucket=self.bucket, Key=f"repo/{key}", Body=data)
+
+    def settings(self, secret: str | None = None, **dragonfly: object) -> list[str]:
+        credential = {"key_id": self.server.access_key, "secret_key": secret or self.server.secret_key}
+        (self.folder / "dragonfly_config.json").write_text(json.dumps(dragonfly))
+        (self.folder / "cloud_credential.json").write_text(json.dumps({"s3": {"": credential}}))
+        return [
+            f"--config={self.folder / 'dragonfly_config.json'}",
+            f"--credentials={self.folder / 'cloud_credential.json'}",
+        ]
+
+    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "from dfagent.cli import main; main()",
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def run(self, *arguments: str) -> Finished:
+        process = await self.start(*arguments)
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+        return Finished(int(process.returncode or 0), out.decode(), err.decode())
+
+    async def prefetch(self, *arguments: str, secret: str | None = None) -> Finished:
+        return await self.run("prefetch", self.url, f"--to={self.target}", *self.settings(secret), *arguments)
+
+
+@pytest.fixture
+async def program(s3_server: S3Server, bucket: str, tmp_path: Path) -> AsyncIterator[Program]:
+    async with Gate(s3_server.port) as gate:
+        yield Program(s3_server, bucket, gate, tmp_path)
+
+
+async def should_print_a_table_for_people_and_json_lines_for_programs(program: Program) -> None:
+    program.put("net/config.pbtxt", CONFIG.encode())
+    program.put("net/1/model.py", b"pass")
+    told = await program.prefetch()
+    assert told.code == 0 and "published" in told.out and "net" in told.out
+    told = await program.prefetch("--json")
+    (record,) = [json.loads(line) for line in told.out.splitlines()]
+    assert (record["kind"], record["model"], record["outcome"]) == ("model", "net", "unchanged")
+
+
+async def should_tell_a_wrong_secret_by_the_stores_own_reason(program: Program) -> None:
+    program.put("net/config.pbtxt", CONFIG.encode())
+    told = await program.prefetch("-v", secret="a-wrong-secret-key-0123456789")
+    assert told.code == 3
+    assert "SignatureDoesNotMatch" in told.err and "hint:" in told.err
+    assert "a-wrong-secret-key" not in told.err + told.out
+    assert list(program.target.iterdir()) == []
+
+
+async def should_tell_that_the_bucket_does_not_exist(program: Program) -> None:
+    told = await program.run(
+        "prefetch", f"s3://{program.gate.endpoint}/no-such-bucket/repo", f"--to={program.target}", *program.settings()
+    )
+    assert told.code == 3 and "no-such-bucket" in told.err and "hint:" in told.err
+
+
+async def should_tell_that_the_repository_is_empty(program: Program) -> None:
+    told = await program.prefetch()
+    assert told.code == 5 and "no model" in told.err
+
+
+async def should_tell_where_a_broken_configuration_is_broken(program: Program) -> None:
+    program.put("net/config.pbtxt", b'name: "net"\nbackend: [[\n')
+    told = await program.prefetch()
+    assert told.code == 5 and "net/config.pbtxt:2" in told.err
+    assert list(program.target.iterdir()) == []
+
+
+@pytest.mark.parametrize("transport", ["proxy", "dfdaemon"])
+async def should_tell_that_the_dragonfly_peer_is_not_there(
+    program: Program, transport: str, unused_address: tuple[str, int]
+) -> None:
+    program.put("net/config.pbtxt", CONFIG.encode())
+    program.put("net/1/model.py", b"pass")
+    host, port = unused_address
+    settings = program.settings(proxy=f"http://{host}:{port}", socket=str(program.folder / "no.sock"))
+    told = await program.run(
+        "prefetch", program.url, f"--to={program.target}", f"--transport={transport}", *settings
+    )
+    assert told.code == 4 and "hint:" in told.err
+    assert list(program.target.iterdir()) == []
+
+
+async def should_tell_that_triton_is_down_before_anything_is_downloaded(
+    program: Program, unused_address: tuple[str, int]
+) -> None:
+    program.put("net/config.pbtxt", CONFIG.encode())
+    told = await program.prefetch("--load", f"--triton={unused_address[0]}:{unused_address[1]}")
+    assert told.code == 6 and "Triton" in told.err and "hint:" in told.err
+    assert list(program.target.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["prefetch", "ftp://bucket/x", "--to=m"], "s3://"),
+        (["prefetch", "s3://bucket/x"], "--to"),
+        (["prefetch", "s3://bucket/x", "--to=m", "--transport=proxy"], "proxy"),
+        (["prefetch", "s3://bucket/x", "--to=m", "--load"], "--triton"),
+        (["prefetch", "s3://bucket/x", "--to=m", "--config=absent.json"], "absent.json"),
+        (["prefetch"], "URL"),
+        (["fetch"], "fetch"),
+    ],
+)
+async def should_end_with_2_for_wrong_settings_and_options(
+    program: Program, arguments: list[str], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(program.folder)
+    told = await program.run(*arguments)
+    assert told.code == 2 and word in told.err
+    assert "Traceback" not in told.err
+
+
+async def should_resume_after_a_kill_and_show_nothing_half_done(program: Program) -> None:
+    weights = os.urandom(130 * MIB)
+    program.put("net/config.pbtxt", CONFIG.encode())
+    program.put("net/1/small.bin", b"small")
+    program.put("net/1/weights.bin", weights)
+    # The first four parts go side by side; the fifth begins when one of them is whole, and is held then.
+    hold = program.gate.hold(f"bytes={128 * MIB}-", after=0)
+    process = await program.start("prefetch", program.url, f"--to={program.target}", *program.settings())
+    await asyncio.wait_for(hold.reached.wait(), 60)
+    process.kill()
+    await process.wait()
+    assert list(program.target.iterdir()) == []
+    hold.release()
+    program.gate.heads.clear()
+    told = await program.prefetch()
+    assert told.code == 0
+    assert (program.target / "net/1/weights.bin").read_bytes() == weights
+    asked_again = program.gate.requests("weights.bin")
+    assert 1 <= len(asked_again) < 5, "the parts that were whole are not asked for again"
+    assert not program.gate.requests("small.bin")
+
+
+async def should_keep_what_arrived_when_interrupted(program: Program) -> None:
+    program.put("net/config.pbtxt", CONFIG.encode())
+    program.put("net/1/weights.bin", os.urandom(8 * MIB))
+    hold = program.gate.hold("weights.bin", after=MIB)
+    process = await program.start("prefetch", program.url, f"--to={program.target}", *program.settings())
+    await asyncio.wait_for(hold.reached.wait(), 60)
+    process.send_signal(signal.SIGTERM)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"interrupted by SIGTERM" in err and b"Traceback" not in err
+    assert list(program.target.iterdir()) == []
+
+
+async def should_serve_changes_until_sigterm_and_then_end_with_0(program: Program) -> None:
+    program.put("net/config.pbtxt", CONFIG.encode())
+    program.put("net/1/model.py", b"one")
+    process = await program.start(
+        "serve", program.url, f"--to={program.target}", "--interval=0.1", *program.settings()
+    )
+    served = program.target / "net/1/model.py"
+    await _until(lambda: served.exists() and served.read_bytes() == b"one")
+    program.put("net/1/model.py", b"two")
+    await _until(lambda: served.read_bytes() == b"two")
+    process.send_signal(signal.SIGTERM)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0, err.decode()
+
+
+async def should_stop_serving_at_once_in_the_middle_of_a_download(program: Program) -> None:
+    program.put("net/config.pbtxt", CONFIG.encode())
+    program.put("net/1/weights.bin", os.urandom(8 * MIB))
+    hold = program.gate.hold("weights.bin", after=MIB)
+    process = await program.start("serve", program.url, f"--to={program.target}", *program.settings())
+    await asyncio.wait_for(hold.reached.wait(), 60)
+    process.send_signal(signal.SIGTERM)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0, err.decode()
+    assert b"given up" in err
+
+
+def should_not_import_what_a_command_does_not_use() -> None:
+    """SDKs cost half a second each: help pays for none, the direct transport only for the store's."""
+    script = """
+import sys
+from dfagent.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+heavy = {"boto3", "botocore", "google.cloud.storage", "azure", "grpc", "tritonclient", "aiohttp", "numpy", "rich"}
+print("HELP", sorted(heavy & set(sys.modules)))
+import dfagent.wiring, dfagent.transports.direct
+from dfagent.stores.registry import open_store
+print("WIRED", sorted((heavy - {"aiohttp"}) & set(sys.modules)))
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "HELP []" in told
+    assert "WIRED []" in told
+
+
+async def _until(condition: object, seconds: float = 30) -> None:
+    assert callable(condition)
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)
