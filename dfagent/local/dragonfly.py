@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,9 @@ from dfagent.local.process import Process, clean_environment, free_ports
 
 LOOPBACK = "127.0.0.1"
 START_SECONDS = 60
+# The scheduler looks for seed peers every 30 s and not at its start (SeedPeerRefreshInterval in its source); nothing
+# that it answers tells whether it has looked. Until then peers fetch from the origin as if there were no seed.
+SEED_NOTICED_SECONDS = 31
 # The kernel takes 107 bytes; the daemon's own temporary names get a few of them.
 LONGEST_SOCKET_PATH = 100
 
@@ -95,6 +99,8 @@ class Peer:
 class DragonflyCluster:
     """A scheduler, `peers` daemons and, where asked for, a seed peer, all healthy inside the `with` block.
 
+    It takes four seconds to start, half a minute with a seed, because the scheduler looks for seeds so seldom.
+
     `configs` adds to the configuration of one member by its name (`scheduler`, `seed`, `peer-0`, `peer-1` …), in the
     shape of Dragonfly's own file. Data, logs and configurations stay in `folder` afterwards.
     """
@@ -123,6 +129,7 @@ class DragonflyCluster:
         """Start everything; returns when each daemon is healthy and known to the scheduler."""
         try:
             self._start_scheduler()
+            scheduler_since = time.monotonic()
             for peer in self.members:
                 self._cleanup.callback(peer.process.stop)
                 peer.start()
@@ -132,6 +139,8 @@ class DragonflyCluster:
             self.scheduler.wait_until(
                 lambda: names <= _known_hosts(self.scheduler_port), seconds=START_SECONDS, what="aware of its peers"
             )
+            if self.seed:
+                self._wait_for_the_seed_to_be_noticed(scheduler_since)
         except BaseException:
             self.stop()
             raise
@@ -143,6 +152,10 @@ class DragonflyCluster:
             # All at once: each takes a moment to say goodbye to the scheduler.
             peer.process.terminate()
         self._cleanup.close()
+
+    def _wait_for_the_seed_to_be_noticed(self, scheduler_since: float) -> None:
+        noticed = scheduler_since + SEED_NOTICED_SECONDS
+        self.scheduler.wait_until(lambda: time.monotonic() > noticed, seconds=2 * SEED_NOTICED_SECONDS)
 
     def _start_scheduler(self) -> None:
         folder = self.folder / "scheduler"
