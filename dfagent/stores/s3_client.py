@@ -120,9 +120,6 @@ def _client(
         read_timeout=timeouts.read,
         retries={"mode": "standard", "total_max_attempts": 3},
         s3={"addressing_style": style},
-        # The default would sign a header into every URL, which whoever fetches it would then have to know and send.
-        response_checksum_validation="when_required",
-        request_checksum_calculation="when_required",
     )
     try:
         return session.client(

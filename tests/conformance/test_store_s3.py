@@ -167,18 +167,22 @@ async def test_addressing_fits_the_endpoint(url: str, more: dict[str, str], begi
     assert signed.url.startswith(begins + "a%20b.onnx?")
 
 
-async def test_an_endpoint_from_the_environment_gets_path_style(
+async def test_an_endpoint_from_the_environment_gets_path_style(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS_ENDPOINT_URL belongs to the SDK's own chain; such servers rarely serve buckets as hosts."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio.local:9000")
+    assert (await S3Store(AWS, static()).sign(ENTRY)).url.startswith("http://minio.local:9000/some-bucket/models/")
+
+
+async def test_an_endpoint_from_the_environment_names_its_objects(
     monkeypatch: pytest.MonkeyPatch, s3_server: Any, bucket: str
 ) -> None:
-    """AWS_ENDPOINT_URL belongs to the SDK's own chain, and names the object's endpoint too."""
+    """They are not AWS's, so they share no task with a bucket of the same name there."""
     url = replace(put(s3_server, bucket), endpoint="")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
     store = S3Store(url)
-    entry = await listed(store, url)
-    assert entry.ref.endpoint == urlsplit(s3_server.endpoint).netloc
-    assert (await store.sign(entry)).url.startswith(f"{s3_server.endpoint}/{bucket}/{url.prefix}?")
+    assert (await listed(store, url)).ref.endpoint == urlsplit(s3_server.endpoint).netloc
     await store.aclose()
 
 
