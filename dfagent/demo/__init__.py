@@ -1,0 +1,1 @@
+"""The demo: real models through real parts, with answers that are known beforehand."""
