@@ -181,7 +181,7 @@ async def should_sign_once_more_after_a_refused_signature_and_then_give_up(
 async def should_use_a_fresh_signature_when_one_expired(make: MakeTransport, origin: Origin, folder: Path) -> None:
     data = os.urandom(1000)
     entry = origin.put("m/1/late.bin", data)
-    good, bad = origin.request(entry), origin.request(entry, secret="expired, say")
+    good, bad = origin.request(entry), origin.request(entry, secret="expired-say")
     turns = iter([bad.sign, good.sign])
     async with opened(Retrying(make(), QUICK)) as transport:
         fetched = await transport.fetch(replace(good, sign=lambda: next(turns)()), folder)
