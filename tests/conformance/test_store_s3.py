@@ -36,6 +36,14 @@ AWS = parse_repository_url("s3://some-bucket/models")
 ENTRY = ObjectEntry(ObjectRef("s3", "s3.amazonaws.com", "some-bucket", "models/a b.onnx"), 1, '"e"')
 
 
+@pytest.fixture(scope="module")
+def bucket(s3_server: Any) -> str:
+    """One bucket for the whole file: the local server has room for some seventy, however empty."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    s3_server.client().create_bucket(Bucket=name)
+    return name
+
+
 @pytest.fixture(autouse=True)
 def _no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION",
