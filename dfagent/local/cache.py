@@ -42,6 +42,11 @@ def scheduler_folder() -> Path:
     return cache_folder() / "dragonfly" / f"scheduler-{SCHEDULER_VERSION}" / "bin"
 
 
+def build_folder() -> Path:
+    """Where builds keep what they have so far; it is gone when they are done."""
+    return cache_folder() / "dragonfly" / "build"
+
+
 def dragonfly_binaries() -> DragonflyBinaries | None:
     """The installed programs, None where one of them is missing."""
     client, scheduler = client_folder(), scheduler_folder()

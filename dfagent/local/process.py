@@ -56,6 +56,11 @@ class Process:
     def running(self) -> bool:
         return self._child is not None and self._child.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """How it ended (negative: by that signal), None while it runs."""
+        return None if self._child is None else self._child.poll()
+
     def start(self) -> Process:
         """Start it, or start it again; its log goes on at the end of the same file."""
         if self.running:
@@ -81,8 +86,7 @@ class Process:
         deadline = time.monotonic() + seconds
         while True:
             if not self.running:
-                code = None if self._child is None else self._child.returncode
-                raise PartError(f"{self.name} ended with code {code}; its log ends:\n{self.log_tail()}")
+                raise PartError(f"{self.name} ended with code {self.exit_code}; its log ends:\n{self.log_tail()}")
             if ready():
                 return
             if time.monotonic() > deadline:

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dfagent.errors import PartError
 from dfagent.local.process import Process, free_ports
+from tests.servers.polling import eventually
 
 
 def alive(pid: int) -> bool:
@@ -23,15 +22,6 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_a_child_that_exits_before_it_is_ready_shows_the_end_of_its_log(tmp_path: Path) -> None:
