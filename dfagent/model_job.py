@@ -19,7 +19,7 @@ from dfagent.errors import Changed, DfagentError, InvalidModelConfig, LoadReject
 from dfagent.fetching import Fetcher
 from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_source
 from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, declares_dragonfly, parse_config, without_dragonfly
-from dfagent.repository.folder import RepositoryFolder
+from dfagent.repository.folder import RepositoryFolder, disk_errors
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.materialise import Staging
 from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
@@ -81,8 +81,10 @@ class ModelJob:
     async def run(self) -> ModelRecord | None:
         self._seconds = Seconds(list=self.list_seconds)
         self._size = sum(file.entry.size for file in self.source.files)
+        folder = self.tools.folder
         try:
-            outcome = await self._outcome()
+            with disk_errors(folder.state if folder else Path(tempfile.gettempdir())):
+                outcome = await self._outcome()
         except Changed:
             raise
         except DfagentError as exc:

@@ -13,8 +13,11 @@ from dfagent.types import Fetched, FetchRequest, Source, Traffic
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Wall-clock seconds by phase. An object has sign, fetch and verify; a model has all, its fetch being the time
-    from its first object's start to its last one's end. Objects overlap, so a model's phases are no sum of theirs."""
+    """Wall-clock seconds by phase.
+
+    An object has sign, fetch and verify; a model has all, its fetch being the time from its first object's start to
+    its last one's end. Objects overlap, so a model's fetch is no sum of theirs.
+    """
 
     list: float = 0.0
     sign: float = 0.0
@@ -92,6 +95,7 @@ def main_source(objects: Iterable[ObjectRecord]) -> Source | None:
 
 
 def error_fields(error: DfagentError) -> dict[str, str]:
+    """The error as a record holds it."""
     return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
 
 

@@ -98,6 +98,8 @@ class S3Server:
             "-ip.bind=127.0.0.1",
             f"-s3.port={self.port}",
             f"-s3.config={self.folder / 's3.json'}",
+            # Each bucket takes several volumes (sparse files), and the default allows some seventy buckets.
+            "-volume.max=4000",
             *moved,
             *_OFF_FLAGS,
         ]

@@ -65,10 +65,10 @@ def without_dragonfly(data: bytes, where: str = "config.pbtxt") -> bytes:
     """The configuration without the `dragonfly` agent; its other bytes stay as they are, comments included.
 
     Other agents stay too; with the last agent the whole `model_repository_agents` goes. Triton has no such agent and
-    would not load the model.
+    would not load the model; an empty `model_repository_agents` ends the whole server (2.51), so that one goes too.
     """
     config = parse_config(data, where)
-    if not declares_dragonfly(config):
+    if not declares_dragonfly(config) and not _has_empty_block(config):
         return data
     text = _decode(data)
     for start, end, replacement in sorted(_edits(text, config), reverse=True):
@@ -80,6 +80,10 @@ def without_dragonfly(data: bytes, where: str = "config.pbtxt") -> bytes:
             hint="write model_repository_agents { agents [ { name: ... } ] } in the plain form",
         )
     return _encode(text)
+
+
+def _has_empty_block(config: ModelConfig) -> bool:
+    return config.message.HasField("model_repository_agents") and not config.agents
 
 
 def _decode(data: bytes) -> str:
@@ -169,7 +173,7 @@ def _tokens(text: str) -> Iterator[_Token]:
 def _edits(text: str, config: ModelConfig) -> Iterator[tuple[int, int, str]]:
     """What to replace (start, end, by what) so that the agent is gone."""
     (block,) = (field for field in _fields(list(_tokens(text))) if field.name == "model_repository_agents")
-    if set(config.agents) == {AGENT_NAME}:
+    if set(config.agents) <= {AGENT_NAME}:
         # Triton 2.51 dies of a block without agents.
         yield block.start, block.end, ""
         return

@@ -217,6 +217,7 @@ def disk_errors(where: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
+    """Makes the names in the folder survive a power cut."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

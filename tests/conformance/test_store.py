@@ -84,14 +84,6 @@ SUBJECTS: dict[str, Callable[[pytest.FixtureRequest], Subject]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def bucket(s3_server: Any) -> str:
-    """One bucket for the whole file: the local server has room for some seventy, however empty."""
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    s3_server.client().create_bucket(Bucket=name)
-    return name
-
-
 @pytest.fixture(params=sorted(SUBJECTS))
 def subject(request: pytest.FixtureRequest) -> Subject:
     return SUBJECTS[request.param](request)

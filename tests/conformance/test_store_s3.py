@@ -36,14 +36,6 @@ AWS = parse_repository_url("s3://some-bucket/models")
 ENTRY = ObjectEntry(ObjectRef("s3", "s3.amazonaws.com", "some-bucket", "models/a b.onnx"), 1, '"e"')
 
 
-@pytest.fixture(scope="module")
-def bucket(s3_server: Any) -> str:
-    """One bucket for the whole file: the local server has room for some seventy, however empty."""
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    s3_server.client().create_bucket(Bucket=name)
-    return name
-
-
 @pytest.fixture(autouse=True)
 def _no_credentials_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION",
@@ -202,9 +194,7 @@ async def test_anonymous_urls_are_plain() -> None:
     assert await store.credential_id() == ""
 
 
-async def test_checksums_are_signed_sent_and_answered(
-    s3_server: Any, bucket: str, http: aiohttp.ClientSession
-) -> None:
+async def test_checksums_are_signed_sent_and_answered(s3_server: Any, bucket: str, http: aiohttp.ClientSession) -> None:
     """With checksums asked for, the header is part of the signature and stands in `headers`."""
     url = put(s3_server, bucket, ChecksumAlgorithm="CRC32")
     credential = S3Credential.model_validate({"key_id": s3_server.access_key, "secret_key": s3_server.secret_key})

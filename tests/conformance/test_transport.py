@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dfagent.errors import AccessDenied, Changed, ConfigError, ConnectFailed, DfagentError, NotFound, Stalled, Truncated
 from dfagent.local.dragonfly import DragonflyCluster
 from dfagent.local.object_store import S3Server
@@ -24,7 +25,6 @@ from dfagent.transports.options import RequestOptions, Timeouts
 from dfagent.transports.proxy import ProxyTransport
 from dfagent.transports.retrying import Retrying, RetryPolicy
 from dfagent.types import FetchRequest, ObjectEntry, ObjectRef, RepositoryUrl, SignedUrl, TaskIdentity
-
 from tests.servers.gate import Gate
 
 MIB = 1 << 20
@@ -48,7 +48,9 @@ class Origin:
         return ObjectEntry(ref, len(data), etag)
 
     def request(self, entry: ObjectEntry, secret: str | None = None, **changes: Any) -> FetchRequest:
-        credential = S3Credential(key_id=self.server.access_key, secret_key=secret or self.server.secret_key)
+        credential = S3Credential.model_validate(
+            {"key_id": self.server.access_key, "secret_key": secret or self.server.secret_key}
+        )
         store = S3Store(RepositoryUrl("s3", self.gate.endpoint, self.bucket, ""), credential)
 
         async def sign() -> SignedUrl:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dfagent.local.object_store import S3Server
 
+from dfagent.local.object_store import S3Server
 from tests.servers.gate import Gate
 
 MIB = 1 << 20
@@ -128,9 +128,7 @@ async def should_tell_that_the_dragonfly_peer_is_not_there(
     program.put("net/1/model.py", b"pass")
     host, port = unused_address
     settings = program.settings(proxy=f"http://{host}:{port}", socket=str(program.folder / "no.sock"))
-    told = await program.run(
-        "prefetch", program.url, f"--to={program.target}", f"--transport={transport}", *settings
-    )
+    told = await program.run("prefetch", program.url, f"--to={program.target}", f"--transport={transport}", *settings)
     assert told.code == 4 and "hint:" in told.err
     assert list(program.target.iterdir()) == []
 
@@ -203,9 +201,7 @@ async def should_keep_what_arrived_when_interrupted(program: Program) -> None:
 async def should_serve_changes_until_sigterm_and_then_end_with_0(program: Program) -> None:
     program.put("net/config.pbtxt", CONFIG.encode())
     program.put("net/1/model.py", b"one")
-    process = await program.start(
-        "serve", program.url, f"--to={program.target}", "--interval=0.1", *program.settings()
-    )
+    process = await program.start("serve", program.url, f"--to={program.target}", "--interval=0.1", *program.settings())
     served = program.target / "net/1/model.py"
     await _until(lambda: served.exists() and served.read_bytes() == b"one")
     program.put("net/1/model.py", b"two")

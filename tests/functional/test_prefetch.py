@@ -1,4 +1,4 @@
-"""Whole passes over a real S3 server, by the direct transport: what is fetched, what is published, what is left alone."""
+"""Whole passes over a real S3 server, by the direct transport: what is fetched, published and left alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from dfagent.agent import PassResult
 from dfagent.cli.progress import Silent
 from dfagent.errors import Changed, EmptyRepository, InvalidModelConfig, RepositoryError, UnsafePath
@@ -19,7 +20,6 @@ from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
 from dfagent.wiring import RunOptions, open_session
-
 from tests.servers.gate import Gate
 
 MIB = 1 << 20

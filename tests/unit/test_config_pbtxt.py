@@ -32,7 +32,6 @@ def test_should_take_the_agent_out_of_the_seed_configuration() -> None:
         "",
         'name: "m"  # dragonfly',
         'model_repository_agents { agents { name: "checksum" } }',
-        "model_repository_agents {}",
         'parameters { key: "model_repository_agents" value { string_value: "dragonfly" } }',
         'name: "m" ' + '# \u5728\u8fd9 {{{ [ "\n',
     ],
@@ -41,6 +40,11 @@ def test_should_leave_a_configuration_without_the_agent_alone(text: str) -> None
     """Not one byte changes."""
     assert without_dragonfly(text.encode()) == text.encode()
     assert not declares_dragonfly(parse_config(text.encode(), "x"))
+
+
+def test_should_drop_an_empty_block_of_agents_that_would_end_triton() -> None:
+    """Triton 2.51 dies of it, whoever wrote it."""
+    assert without_dragonfly(b'name: "m"\nmodel_repository_agents { }\n').strip() == b'name: "m"'
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from dfagent.errors import NoSpace
 from dfagent.transports.partial import PART_SIZE, PartialFile
 
@@ -56,7 +57,7 @@ def should_not_follow_a_planted_link(tmp_path: Path) -> None:
     victim.write_text("keep me")
     partial = PartialFile(tmp_path, "t" * 64, SIZE)
     partial.path.symlink_to(victim)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="symbolic links"):
         partial.open()
     assert victim.read_text() == "keep me"
 

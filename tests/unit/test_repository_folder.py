@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from dfagent.errors import ConfigError, FolderInUse, RepositoryError, Truncated, UnsafePath
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.manifest import Manifest, ManifestFile

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+
 from dfagent.errors import (
     AccessDenied,
     Changed,

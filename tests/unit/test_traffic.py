@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from dfagent.transports.traffic import Known, PieceCount, TaskState, source_of
 from dfagent.types import Source, Traffic
 
