@@ -8,6 +8,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Protocol
 
 import orjson
 
-from dfagent.errors import Changed, DfagentError, InvalidModelConfig, LoadRejected, RepositoryError
+from dfagent.errors import Changed, DfagentError, InvalidModelConfig, LoadRejected, RepositoryError, TritonError
 from dfagent.fetching import Fetcher
 from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_source
 from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, declares_dragonfly, parse_config, without_dragonfly
@@ -160,9 +161,11 @@ class ModelJob:
         if before != manifest.digest:
             await asyncio.to_thread(folder.publish, model, manifest.digest)
         self._add(publish=time.monotonic() - started)
-        await self._load(folder, before)
-        keep = {manifest.digest} if self._loaded else {manifest.digest, before or ""}
-        await asyncio.to_thread(folder.remove_generations, model, keep)
+        fallback = await asyncio.to_thread(self._fallback, folder, before)
+        await asyncio.to_thread(folder.remove_generations, model, {manifest.digest, before or "", fallback or ""})
+        await self._load(folder, fallback)
+        if self._loaded:
+            await asyncio.to_thread(folder.remove_generations, model, {manifest.digest})
         return "unchanged" if whole and before == manifest.digest else "published"
 
     def _manifest(self, published_config: bytes | None) -> Manifest:
@@ -222,7 +225,18 @@ class ModelJob:
         log.info("%s: %d bytes by %s, %s", request.label, record.bytes, record.transport, record.source.value)
         return fetched.path or Path()
 
-    async def _load(self, folder: RepositoryFolder, before: str | None) -> None:
+    def _fallback(self, folder: RepositoryFolder, before: str | None) -> str | None:
+        """The generation to go back to: the one that Triton took last, else the one that was published before.
+
+        They differ where something was published while Triton was down, or by a run that was killed before the load.
+        """
+        model = self.source.name
+        for digest in (_noted_generation(folder.loaded_path(model)), before):
+            if digest and digest != self._generation and folder.manifest(model, digest):
+                return digest
+        return None
+
+    async def _load(self, folder: RepositoryFolder, fallback: str | None) -> None:
         """Loads what is published, unless Triton already serves just that."""
         triton, model = self.tools.triton, self.source.name
         if triton is None:
@@ -236,15 +250,23 @@ class ModelJob:
         try:
             await triton.load(model)
         except LoadRejected:
-            # Triton goes on serving the old generation: a restart of it must find that one, too.
-            if before and before != self._generation:
-                await asyncio.to_thread(folder.publish, model, before)
-                log.warning("%s: Triton refused the new generation: the one before is published again", model)
+            if fallback:
+                await self._go_back(folder, triton, fallback)
             raise
         finally:
             self._add(load=time.monotonic() - started)
         await asyncio.to_thread(noted.write_bytes, note)
         self._loaded = True
+
+    async def _go_back(self, folder: RepositoryFolder, triton: Loader, generation: str) -> None:
+        """Triton goes on serving the old generation, and a restart of it must find that one, too."""
+        model = self.source.name
+        await asyncio.to_thread(folder.publish, model, generation)
+        log.warning("%s: Triton refused the new generation: the one before is published again", model)
+        # The refusal is this pass's error: what goes wrong here as well is tried again by the next pass.
+        with suppress(TritonError):
+            if not await triton.ready(model):
+                await triton.load(model)
 
     def _add(self, **seconds: float) -> None:
         self._seconds = replace(
@@ -274,4 +296,12 @@ def _read(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except FileNotFoundError:
+        return None
+
+
+def _noted_generation(path: Path) -> str | None:
+    """The generation in a note of what Triton serves; None where there is none, or a power cut left half of it."""
+    try:
+        return str(orjson.loads(path.read_bytes())["generation"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

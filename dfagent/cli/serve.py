@@ -57,7 +57,9 @@ def _report(result: PassResult, as_json: bool) -> None:
 
     log = logging.getLogger("dfagent.serve")
     for record in result.models:
-        if record.outcome == "published":
-            log.info("%s: generation %s published, loaded: %s", record.model, record.generation[:12], record.loaded)
+        loaded_now = record.loaded and record.seconds.load > 0
+        if record.outcome == "published" or loaded_now:
+            state = "loaded" if record.loaded else "published"
+            log.info("%s: generation %s %s", record.model, record.generation[:12], state)
     if as_json:
         print_json(result)
