@@ -136,16 +136,15 @@ class ModelJob:
             raise InvalidModelConfig(
                 f"{self.source.name}: config.pbtxt has {listed.entry.size} bytes", hint="is it a model configuration?"
             )
-        folder = self.tools.folder
-        cached = folder.config_path(self.tools.config_fetcher.task(listed.entry).id) if folder else None
-        known = await asyncio.to_thread(_read, cached) if cached else None
+        folder, version = self.tools.folder, self.tools.config_fetcher.task(listed.entry).id
+        known = await asyncio.to_thread(folder.stored_config, self.source.name, version) if folder else None
         if known is not None:
             return known
-        with tempfile.TemporaryDirectory(dir=folder.state if folder else None, prefix="config-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="dfagent-") as scratch:
             path = await self._fetch(listed, Path(scratch), self.tools.config_fetcher)
             data = await asyncio.to_thread(path.read_bytes)
-            if cached:
-                await asyncio.to_thread(path.replace, cached)
+        if folder:
+            await asyncio.to_thread(folder.store_config, self.source.name, version, data)
         return data
 
     async def _materialise(self, folder: RepositoryFolder, config: bytes | None) -> str:

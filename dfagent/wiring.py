@@ -90,6 +90,7 @@ async def open_session(settings: Settings, options: RunOptions, observer: Observ
         agents = []
         for url in urls:
             store = open_store(url, settings.credentials, connect_timeout=options.timeouts.connect)
+            stack.push_async_callback(store.aclose)
             tools = Tools(
                 fetcher=Fetcher(store, transport, limit),
                 config_fetcher=Fetcher(store, direct, limit),

@@ -6,6 +6,7 @@ DIR/<model>                                   -> relative link into generations/
                       /staging/<model>/<digest>/       a generation that is being assembled
                       /partials/<model>/               downloads under way
                       /loaded/<model>.json             what Triton was last seen to serve
+                      /configs/<model>                 config.pbtxt as the store has it, after its version
                       /lock                            held by the one dfagent that works here
 """
 
@@ -109,10 +110,9 @@ class RepositoryFolder:
         for leftover in self._state("partials").glob("*/*.partial"):
             if not leftover.name.endswith(".direct.partial"):
                 leftover.unlink(missing_ok=True)
-        for leftover in self.state.glob("link-*"):
-            leftover.unlink(missing_ok=True)
-        for leftover in self.state.glob("config-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for pattern in ("link-*", "config-*", "probe-*"):
+            for leftover in self.state.glob(pattern):
+                leftover.unlink(missing_ok=True)
 
     # One model's places
 
@@ -130,8 +130,19 @@ class RepositoryFolder:
     def manifest_path(self, model: str, digest: str) -> Path:
         return self._state("manifests") / model / f"{digest}.json"
 
-    def config_path(self, task_id: str) -> Path:
-        return self._state("configs") / task_id
+    def stored_config(self, model: str, version: str) -> bytes | None:
+        """The model's config.pbtxt as the store had it, if it was of this version."""
+        try:
+            known, _, data = (self._state("configs") / model).read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        return data if known.decode(errors="replace") == version else None
+
+    def store_config(self, model: str, version: str, data: bytes) -> None:
+        """Remembers it, so that an unchanged model costs no request."""
+        temporary = self.state / f"config-{uuid.uuid4().hex}"
+        temporary.write_bytes(version.encode() + b"\n" + data)
+        os.replace(temporary, self._state("configs") / model)
 
     def loaded_path(self, model: str) -> Path:
         return self._state("loaded") / f"{model}.json"

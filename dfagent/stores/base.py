@@ -22,6 +22,10 @@ class Store(Protocol):
         """A GET URL for the object that does not outlive the credential."""
         ...
 
+    async def aclose(self) -> None:
+        """Gives connections back."""
+        ...
+
     async def credential_id(self) -> str:
         """The public part of the credential (an access key id), "" where there is none; never a secret."""
         ...

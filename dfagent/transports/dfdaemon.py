@@ -15,7 +15,7 @@ from dragonfly_api import common_pb2, dfdaemon_pb2
 from dfagent._compat import timeout
 from dfagent.errors import Stalled, Truncated
 from dfagent.transports.dfdaemon_client import DfdaemonClient, peer_error
-from dfagent.transports.options import RequestOptions, Timeouts
+from dfagent.transports.options import RequestOptions, Timeouts, check_task_id
 from dfagent.transports.traffic import PieceCount, source_of
 from dfagent.types import Fetched, FetchRequest, SignedUrl, Traffic
 
@@ -69,15 +69,19 @@ class DfdaemonTransport:
         """Reads the stream to its end; only then are all bytes there."""
         stream = self._client.stub().DownloadTask(message)
         pieces = PieceCount()
-        heard = False
+        heard, size = False, request.entry.size
         try:
             while True:
                 async with timeout(self._timeouts.stall):
                     response = await stream.read()
                 if response is grpc.aio.EOF:
-                    return pieces
+                    break
                 heard = True
-                _count(response, pieces, request)
+                check_task_id(request, response.task_id)
+                if response.WhichOneof("response") == "download_task_started_response":
+                    size = response.download_task_started_response.content_length
+                else:
+                    _count(response.download_piece_finished_response.piece, pieces, request)
         except asyncio.TimeoutError as exc:
             raise Stalled(
                 f"{request.label}: no word from dfdaemon for {self._timeouts.stall:g} s",
@@ -87,14 +91,17 @@ class DfdaemonTransport:
             raise peer_error(request.label, exc, heard) from None
         finally:
             stream.cancel()
+        # Not before: dfdaemon may still make a file for a download that we gave up.
+        if size != request.entry.size:
+            raise Truncated(f"{request.label}: dfdaemon has {size} bytes of it, {request.entry.size} were listed")
+        return pieces
 
     def _message(self, request: FetchRequest, signed: SignedUrl, path: Path | None) -> dfdaemon_pb2.DownloadTaskRequest:
         options = self._options
-        headers = {**options.dragonfly_headers(), **options.origin_headers(request, signed)}
         download = common_pb2.Download(
             url=signed.url,
             type=common_pb2.STANDARD,
-            request_header=headers,
+            request_header=options.origin_headers(request, signed),
             filtered_query_params=options.filters_for(signed),
             content_for_calculating_task_id=request.task.content,
         )
@@ -111,11 +118,8 @@ class DfdaemonTransport:
         return dfdaemon_pb2.DownloadTaskRequest(download=download)
 
 
-def _count(response: dfdaemon_pb2.DownloadTaskResponse, pieces: PieceCount, request: FetchRequest) -> None:
-    """Counts a finished piece. The started message also lists pieces, but its traffic type is always 0."""
-    if response.WhichOneof("response") != "download_piece_finished_response":
-        return
-    piece = response.download_piece_finished_response.piece
+def _count(piece: common_pb2.Piece, pieces: PieceCount, request: FetchRequest) -> None:
+    """Counts a finished piece. The started message lists pieces as well, but there the traffic type is always 0."""
     traffic = {
         common_pb2.BACK_TO_SOURCE: Traffic(origin=piece.length),
         common_pb2.REMOTE_PEER: Traffic(remote_peer=piece.length),

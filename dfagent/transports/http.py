@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # One read hands over as much as arrived while the last one was written: large enough to make few thread hops,
 # small enough that 16 objects in flight stay below 100 MB.
 READ_BUFFER = 1 << 20
+# Each may hold twice that in memory; more than this many make nothing faster.
+CONNECTIONS = 32
 _ERROR_BODY_LIMIT = 4096
 
 
@@ -39,7 +41,7 @@ class HttpClient:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS),
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.stall
                 ),

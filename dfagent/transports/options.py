@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dfagent.errors import PeerUnavailable
 from dfagent.types import FetchRequest, SignedUrl
 
 
@@ -43,3 +44,13 @@ class RequestOptions:
 
 def _is_dragonfly(header: str) -> bool:
     return header.lower().startswith("x-dragonfly-")
+
+
+def check_task_id(request: FetchRequest, task_id: str) -> None:
+    """Refuses a peer that names the task otherwise: its cache would not know an overwritten object from the old one."""
+    if task_id != request.task.id:
+        said = f"as task {task_id[:12]}, not by its version" if task_id else "without a task id"
+        raise PeerUnavailable(
+            f"{request.label}: the peer answered {said}",
+            hint="it is not a dfdaemon, or one that knows no X-Dragonfly-Content-For-Calculating-Task-ID: update it",
+        )

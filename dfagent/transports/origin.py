@@ -13,7 +13,8 @@ def origin_error(label: str, status: int, body: str = "", retry_after: float | N
     """The typed error for an origin's answer other than 200 or 206; `body` may hold the store's own reason."""
     reason = store_reason(body)
     said = f"{label}: the origin answered {status}" + (f" {reason}" if reason else "")
-    if status in (401, 403):
+    # S3 answers 400 to a session token that has ended; a peer passes the status on without the body that says so.
+    if status in (401, 403) or (status == 400 and (not body or reason.startswith("ExpiredToken"))):
         return SignedUrlExpired(said, hint="the signature is refused: check the credentials and this machine's clock")
     if status == 404:
         return NotFound(said, hint="the object was deleted after the listing; run again")

@@ -12,9 +12,10 @@ import aiohttp
 
 from dfagent.errors import DfagentError, Overloaded, PeerUnavailable, Truncated
 from dfagent.transports.http import HttpClient, error_of, save_body
-from dfagent.transports.options import RequestOptions, Timeouts
+from dfagent.transports.options import RequestOptions, Timeouts, check_task_id
 from dfagent.types import Fetched, FetchRequest, SignedUrl, Source, Traffic
 
+_TASK_ID = "X-Dragonfly-Task-Id"
 _FINISHED = "X-Dragonfly-Task-Download-Finished"
 _ERROR_TYPE = "X-Dragonfly-Error-Type"
 
@@ -56,6 +57,7 @@ class ProxyTransport:
             async with self._http.get(request.label, signed.url, headers, proxy=self._proxy) as response:
                 if response.status != 200:
                     raise await self._error(request, response)
+                check_task_id(request, response.headers.get(_TASK_ID, ""))
                 if path:
                     await save_body(response, fd, 0, request.entry.size, request.on_progress, request.label)
                 else:

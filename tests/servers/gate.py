@@ -59,9 +59,13 @@ class Gate:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        for task in self._tasks:
+        # A connection that was accepted just now has a task that has not begun: let it, so that it can end.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def hold(self, match: str, after: int = 0) -> Rule:
         return self._rule(Rule(match, after, cut=False))
@@ -82,25 +86,36 @@ class Gate:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        try:
+            await self._pass(reader, writer)
+        except asyncio.CancelledError:
+            pass  # the gate closes; asyncio would log a cancelled handler as an error
+        finally:
+            writer.close()
+            await _closed(writer)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self._rules, self.heads)
-        up_writer: asyncio.StreamWriter | None = None
         try:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
-            requests = asyncio.create_task(connection.pass_requests(reader, up_writer))
-            answers = asyncio.create_task(connection.pass_answers(up_reader, writer))
-            try:
-                await asyncio.wait({requests, answers}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for half in (requests, answers):
-                    half.cancel()
-                await asyncio.gather(requests, answers, return_exceptions=True)
-        except (OSError, asyncio.CancelledError):
-            pass  # the server behind the gate is gone, or the gate closes: the client sees its connection closed
+        except OSError:
+            return  # the server behind the gate is gone: the client sees its connection closed
+        requests = asyncio.create_task(connection.pass_requests(reader, up_writer))
+        answers = asyncio.create_task(connection.pass_answers(up_reader, writer))
+        try:
+            await asyncio.wait({requests, answers}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for end in filter(None, (writer, up_writer)):
-                end.close()
-                with suppress(OSError):
-                    await end.wait_closed()
+            # Before anything that is awaited: the gate may close, and cancel, in the middle of this.
+            up_writer.close()
+            for half in (requests, answers):
+                half.cancel()
+            await asyncio.gather(requests, answers, return_exceptions=True)
+            await _closed(up_writer)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 class _Connection:
