@@ -5,7 +5,7 @@ Dragonfly compares names case-sensitively, so a name that stores spell in two wa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 _S3_V4 = (
     "X-Amz-Algorithm",
@@ -24,8 +24,3 @@ _S3_V4 = (
 _S3_V2 = ("AWSAccessKeyId", "Expires", "Signature", "x-amz-security-token")
 
 SIGNING_PARAMS: Mapping[str, tuple[str, ...]] = {"s3": _S3_V4 + _S3_V2}
-
-
-def filtered_params(user: Iterable[str], signing: Iterable[str]) -> tuple[str, ...]:
-    """The query parameters that Dragonfly must ignore: the user's first, then the store's own; each once."""
-    return tuple(dict.fromkeys((*user, *signing)))

@@ -1,5 +1,6 @@
 """Laws of filters, prefixes, path maps and URLs that hold for any input."""
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 from hypothesis import given
@@ -7,8 +8,9 @@ from hypothesis import strategies as st
 
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings, split_filter
-from dfagent.stores.signing import filtered_params
 from dfagent.stores.url import parse_repository_url
+from dfagent.transports.options import RequestOptions
+from dfagent.types import SignedUrl
 
 NAMES = st.text(st.characters(codec="ascii", exclude_characters="&", categories=("L", "N", "P")), min_size=1)
 SEGMENTS = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="/"), min_size=1, max_size=8)
@@ -41,10 +43,11 @@ def test_splitting_filters_is_idempotent_and_loses_no_name(entries: list[str]) -
 @given(st.lists(NAMES), st.lists(NAMES))
 def test_union_begins_with_the_user_and_holds_everything(user: list[str], signing: list[str]) -> None:
     """Nobody's parameter is lost, and the user's order is kept."""
-    union = filtered_params(user, signing)
+    signed = SignedUrl("http://host/key?q", datetime.now(timezone.utc), tuple(signing))
+    union = RequestOptions(filtered_params=tuple(user)).filters_for(signed)
     assert set(union) == {*user, *signing}
     assert len(set(union)) == len(union)
-    assert union[: len(set(user))] == tuple(dict.fromkeys(user))
+    assert union[: len(set(user))] == list(dict.fromkeys(user))
 
 
 @given(repository_urls())

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dfagent.stores.signing import SIGNING_PARAMS, filtered_params
+from dfagent.stores.signing import SIGNING_PARAMS
 
 SEED = Path(__file__).parents[1] / "fixtures" / "seed"
 
@@ -21,8 +21,3 @@ def test_the_session_token_is_filtered_in_both_spellings() -> None:
 def test_versions_and_response_overrides_stay_in_the_identity() -> None:
     """These change the bytes, so they must never be filtered."""
     assert not {"versionId", "partNumber", "response-content-encoding"} & set(SIGNING_PARAMS["s3"])
-
-
-def test_union_keeps_order_and_drops_duplicates() -> None:
-    """The user's come first."""
-    assert filtered_params(["ns", "B"], ["A", "B", "C"]) == ("ns", "B", "A", "C")
