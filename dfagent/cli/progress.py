@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
+from dfagent.cli.report import shown
 from dfagent.model_job import Observer
 from dfagent.records import ModelRecord
 
@@ -29,12 +30,12 @@ class Lines:
 
     def fetching(self, model: str, size: int) -> None:
         if size:
-            print(f"{model}: fetching {decimal(size)}", file=sys.stderr)
+            print(f"{shown(model)}: fetching {decimal(size)}", file=sys.stderr)
 
     def progress(self, model: str, count: int) -> None: ...
 
     def finished(self, record: ModelRecord) -> None:
-        print(f"{record.model}: {record.outcome}", file=sys.stderr)
+        print(f"{shown(record.model)}: {record.outcome}", file=sys.stderr)
 
 
 class Bars:
@@ -48,7 +49,7 @@ class Bars:
         if model in self._bars:
             self._progress.reset(self._bars[model], total=size)
         elif size:
-            self._bars[model] = self._progress.add_task(model, total=size)
+            self._bars[model] = self._progress.add_task(shown(model), total=size)
 
     def progress(self, model: str, count: int) -> None:
         if model in self._bars:
@@ -56,7 +57,7 @@ class Bars:
 
     def finished(self, record: ModelRecord) -> None:
         if record.model in self._bars:
-            self._progress.update(self._bars[record.model], description=f"{record.model}: {record.outcome}")
+            self._progress.update(self._bars[record.model], description=f"{shown(record.model)}: {record.outcome}")
 
 
 @contextmanager
@@ -68,6 +69,6 @@ def watch_progress(*, quiet: bool) -> Iterator[Observer]:
     elif not console.is_terminal:
         yield Lines()
     else:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=console) as progress:
             yield Bars(progress)

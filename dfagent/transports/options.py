@@ -33,9 +33,16 @@ class RequestOptions:
         return list(dict.fromkeys((*self.filtered_params, *signed.signing_params)))
 
     def origin_headers(self, request: FetchRequest, signed: SignedUrl) -> dict[str, str]:
-        """Headers for the origin: the user's own, what the signature covers, and the pin to the listed version."""
-        own = {name: value for name, value in self.headers.items() if not _is_dragonfly(name)}
-        return {**own, **signed.headers, **request.entry.pin_headers}
+        """Headers for the origin: the user's own, what the signature covers, and the pin to the listed version.
+
+        Ours are not for the user to set, in whatever letters: two pins are none.
+        """
+        fixed = {**signed.headers, **request.entry.pin_headers}
+        ours = {"range", *(name.lower() for name in fixed)}
+        own = {
+            name: value for name, value in self.headers.items() if not _is_dragonfly(name) and name.lower() not in ours
+        }
+        return {**own, **fixed}
 
     def dragonfly_headers(self) -> dict[str, str]:
         """Those of the user's headers that speak to Dragonfly."""
