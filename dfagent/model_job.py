@@ -91,7 +91,6 @@ class ModelJob:
         except DfagentError as exc:
             self.error = exc
             outcome = "failed"
-            log.error("%s: %s", self.source.name, exc)
         if outcome is None:
             return None
         record = self._record(outcome)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,8 +24,6 @@ from dfagent.transports.retrying import Retrying
 
 if TYPE_CHECKING:
     from dfagent.triton.client import TritonClient
-
-log = logging.getLogger("dfagent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,6 @@ class Session:
             try:
                 result = await agent.run(claimed)
             except DfagentError as exc:
-                log.error("%s: %s", agent.url, exc)
                 total.errors.append(exc)
                 continue
             total.models += result.models

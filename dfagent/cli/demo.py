@@ -54,7 +54,7 @@ def _play(output: Path, size: int) -> list[str]:
     from rich.console import Console
 
     from dfagent.cli.progress import watch_progress
-    from dfagent.demo.report import table
+    from dfagent.demo.report import CAVEAT, table
     from dfagent.demo.story import Stage, run_demo
 
     started = time.monotonic()
@@ -65,6 +65,7 @@ def _play(output: Path, size: int) -> list[str]:
     with watch_progress(quiet=False) as observer:
         results = run_demo(Stage(output, size, say, observer))
     Console(width=None if sys.stdout.isatty() else 120).print(table(results))
+    print(CAVEAT)
     print(f"chart: {(output / 'report.html').as_uri()}")
     print(f"records: {output / 'records.jsonl'}")
     return [problem for result in results for problem in result.problems]

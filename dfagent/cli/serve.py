@@ -61,5 +61,7 @@ def _report(result: PassResult, as_json: bool) -> None:
         if record.outcome == "published" or loaded_now:
             state = "loaded" if record.loaded else "published"
             log.info("%s: generation %s %s", record.model, record.generation[:12], state)
+    for error in result.errors:
+        log.error("%s", error)
     if as_json:
         print_json(result)

@@ -16,6 +16,10 @@ from dfagent.types import Traffic
 BIG = "big_table"
 READER = "text_reader"
 
+CAVEAT = (
+    "On one machine the store is as near as a peer, so cold and remote can't be faster than direct here. "
+    "What peers save is the origin's traffic: with many nodes or a slow origin link it decides."
+)
 _COLOURS = ("#8c8c8c", "#d9822b", "#2b7bd9", "#2ba36b")
 _BAR_PIXELS = 560
 _PAGE = Template(
@@ -34,6 +38,7 @@ $chart
 <p>Fetch time of one $size object on this machine in one run, all parts real: an S3 server that checks signatures,
 Dragonfly's scheduler and peers, Triton. The ratios mean something, the seconds belong to this machine.
 A mode's name is what Dragonfly said of the pieces, not a guess from the time.</p>
+<p>$caveat</p>
 $table
 <h2>Answers of the loaded models</h2>
 $answers
@@ -81,6 +86,7 @@ def page(results: Sequence[ModeResult], size: int) -> str:
     headings, body = rows(results)
     return _PAGE.substitute(
         size=decimal(size),
+        caveat=CAVEAT,
         chart=_chart(results),
         table=_html_table(headings, body),
         answers=_html_table(

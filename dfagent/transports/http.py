@@ -136,7 +136,12 @@ async def save_body(
     async for chunk in response.content.iter_any():
         if written + len(chunk) > size:
             raise Truncated(f"{label}: the answer is longer than the {size} bytes of the object")
-        await asyncio.to_thread(_write_at, fd, chunk, offset + written)
+        try:
+            await asyncio.to_thread(_write_at, fd, chunk, offset + written)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise NoSpace(f"{label}: the disk is full", hint="make room, then run again") from exc
         written += len(chunk)
         on_progress(len(chunk))
     if written != size:
@@ -145,11 +150,6 @@ async def save_body(
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
-    try:
-        while view:
-            count = os.pwrite(fd, view, offset)
-            view, offset = view[count:], offset + count
-    except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace("the disk is full", hint="make room, then run again: finished parts are kept") from exc
-        raise
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count

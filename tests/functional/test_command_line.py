@@ -149,6 +149,7 @@ async def should_tell_that_triton_is_down_before_anything_is_downloaded(
         (["prefetch", "s3://bucket/x"], "--to"),
         (["prefetch", "s3://bucket/x", "--to=m", "--transport=proxy"], "proxy"),
         (["prefetch", "s3://bucket/x", "--to=m", "--load"], "--triton"),
+        (["prefetch", "s3://bucket/x", "--to=m", "--triton=127.0.0.1:8001"], "--load"),
         (["prefetch", "s3://bucket/x", "--to=m", "--config=absent.json"], "absent.json"),
         (["prefetch"], "URL"),
         (["fetch"], "fetch"),
