@@ -13,7 +13,7 @@ import grpc
 from dragonfly_api import common_pb2, dfdaemon_pb2
 
 from dfagent._compat import timeout
-from dfagent.errors import Stalled, Truncated
+from dfagent.errors import PeerUnavailable, Stalled, Truncated
 from dfagent.transports.dfdaemon_client import DfdaemonClient, peer_error
 from dfagent.transports.options import RequestOptions, Timeouts, check_task_id
 from dfagent.transports.traffic import PieceCount, source_of
@@ -131,7 +131,13 @@ def _count(piece: common_pb2.Piece, pieces: PieceCount, request: FetchRequest) -
 
 def _check_file(path: Path, request: FetchRequest) -> bool:
     """Whether the finished file is linked to the cache; its size has to be the object's."""
-    status = os.stat(path, follow_symlinks=False)
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError as exc:
+        raise PeerUnavailable(
+            f"{request.label}: dfdaemon says that it is done, but the file is not in {path.parent}",
+            hint="does dfdaemon see this folder by another name? `path_map` in dragonfly_config.json tells which",
+        ) from exc
     if status.st_size != request.entry.size:
         raise Truncated(
             f"{request.label}: dfdaemon delivered {status.st_size} of {request.entry.size} bytes",

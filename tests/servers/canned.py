@@ -1,0 +1,102 @@
+"""Servers that answer what a test gives them: for what no healthy store, proxy or dfdaemon can be made to say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+from dragonfly_api import common_pb2, dfdaemon_pb2, dfdaemon_pb2_grpc
+
+
+def http_answer(status: int, body: bytes = b"", **headers: str) -> bytes:
+    """A whole answer; `Content_Range` becomes Content-Range."""
+    fields = {"Content-Length": str(len(body)), "Connection": "close"}
+    fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"HTTP/1.1 {status} -", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join((*lines, "", "")).encode() + body
+
+
+class CannedHttp:
+    """`async with CannedHttp(answer, …) as server`: one answer a request, the last one for ever; `heads` are kept."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self._answers = list(answers)
+        self._server: asyncio.Server | None = None
+        self.heads: list[str] = []
+        self.url = ""
+
+    async def __aenter__(self) -> CannedHttp:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode("latin-1"))
+            writer.write(self._answers.pop(0) if len(self._answers) > 1 else self._answers[0])
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the client has seen enough
+        finally:
+            writer.close()
+
+    def headers(self, number: int = 0) -> dict[str, str]:
+        """A request's headers, their names in small letters."""
+        return {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in self.heads[number].splitlines())
+        }
+
+
+Answer = Callable[[Any, Any], AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]]
+
+
+class CannedDfdaemon(dfdaemon_pb2_grpc.DfdaemonDownloadServicer):
+    """dfdaemon's download service: `answer` is the stream; `asked` are the downloads that it was asked for."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self.asked: list[common_pb2.Download] = []
+        self.cancelled = asyncio.Event()
+
+    async def StatLocalTask(self, _request: Any, context: Any) -> None:  # noqa: N802
+        """Nothing is here."""
+        await context.abort(grpc.StatusCode.NOT_FOUND, "not found")
+
+    async def StatTask(self, _request: Any, context: Any) -> None:  # noqa: N802
+        """Nor elsewhere."""
+        await context.abort(grpc.StatusCode.NOT_FOUND, "not found")
+
+    async def DownloadTask(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Gives the canned stream."""
+        self.asked.append(request.download)
+        try:
+            async for response in self._answer(request.download, context):
+                yield response
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+@asynccontextmanager
+async def serving(service: CannedDfdaemon, socket: Path) -> AsyncIterator[CannedDfdaemon]:
+    """The service on a unix socket."""
+    server = grpc.aio.server()
+    dfdaemon_pb2_grpc.add_DfdaemonDownloadServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    try:
+        yield service
+    finally:
+        await server.stop(None)
