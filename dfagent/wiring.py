@@ -85,7 +85,12 @@ async def open_session(settings: Settings, options: RunOptions, observer: Observ
         limit = asyncio.Semaphore(settings.dragonfly.concurrency)
         agents = []
         for url in urls:
-            store = open_store(url, settings.credentials, connect_timeout=options.timeouts.connect)
+            store = open_store(
+                url,
+                settings.credentials,
+                connect_timeout=options.timeouts.connect,
+                read_timeout=options.timeouts.stall,
+            )
             stack.push_async_callback(store.aclose)
             tools = Tools(
                 fetcher=Fetcher(store, transport, limit),
