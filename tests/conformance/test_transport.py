@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -42,8 +43,8 @@ class Origin:
     bucket: str
     gate: Gate
 
-    def put(self, key: str, data: bytes) -> ObjectEntry:
-        etag = self.server.client().put_object(Bucket=self.bucket, Key=key, Body=data)["ETag"]
+    def put(self, key: str, data: bytes, **fields: Any) -> ObjectEntry:
+        etag = self.server.client().put_object(Bucket=self.bucket, Key=key, Body=data, **fields)["ETag"]
         ref = ObjectRef("s3", f"127.0.0.1:{self.gate.port}", self.bucket, key)
         return ObjectEntry(ref, len(data), etag)
 
@@ -129,6 +130,16 @@ async def should_bring_objects_with_odd_keys(make: MakeTransport, origin: Origin
     assert fetched.path is not None and fetched.path.read_bytes() == b"odd but right"
 
 
+async def should_bring_an_object_as_it_is_stored_whatever_encoding_it_declares(
+    make: MakeTransport, origin: Origin, folder: Path
+) -> None:
+    data = gzip.compress(b"weights" * 1000)
+    entry = origin.put("m/1/weights.gz", data, ContentEncoding="gzip")
+    async with opened(make()) as transport:
+        fetched = await transport.fetch(origin.request(entry), folder)
+    assert fetched.path is not None and fetched.path.read_bytes() == data
+
+
 async def should_refuse_another_version(make: MakeTransport, origin: Origin, folder: Path) -> None:
     listed = origin.put("m/1/weights.bin", b"old" * 1000)
     origin.put("m/1/weights.bin", b"new" * 1000)
@@ -206,7 +217,7 @@ async def should_end_a_stalled_download(make: MakeTransport, origin: Origin, fol
     hold = origin.gate.hold("stuck.bin", after=MIB)
     async with opened(make(IMPATIENT)) as transport:
         with pytest.raises(Stalled) as stalled:
-            await transport.fetch(origin.request(entry), folder)
+            await asyncio.wait_for(transport.fetch(origin.request(entry), folder), 60)
     assert hold.reached.is_set()
     assert "--stall-timeout" in stalled.value.hint
     assert not list(files_that_look_whole(folder, entry))

@@ -220,7 +220,7 @@ async def should_let_dfdaemon_know_that_a_stalled_download_was_given_up(tmp_path
         transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), Timeouts(connect=5.0, stall=0.2))
         async with opened(transport):
             with pytest.raises(Stalled):
-                await transport.fetch(request(), tmp_path / "partials")
+                await asyncio.wait_for(transport.fetch(request(), tmp_path / "partials"), 20)
             await asyncio.wait_for(daemon.cancelled.wait(), 20)
     assert list((tmp_path / "partials").iterdir()) == []
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dfagent.repository.config_pbtxt import parse_config
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
-from dfagent.wiring import RunOptions, open_session
+from dfagent.wiring import RunOptions, Session, open_session
 from tests.servers.gate import Gate
 
 MIB = 1 << 20
@@ -51,12 +52,17 @@ class Bucket:
         return f"s3://{self.gate.endpoint}/{self.name}/{prefix}"
 
     async def run(self, *prefixes: str) -> PassResult:
+        async with self.session(*prefixes) as session:
+            return await session.run()
+
+    @asynccontextmanager
+    async def session(self, *prefixes: str) -> AsyncIterator[Session]:
         secret = {"key_id": self.server.access_key, "secret_key": self.server.secret_key, "region": "us-east-1"}
         settings = Settings(self.dragonfly, CloudCredentials.model_validate({"s3": {"": secret}}))
         urls = tuple(self.url(prefix) for prefix in prefixes or ("repo",))
         options = RunOptions(urls, target=self.target, select_all=self.select_all, transport="direct")
         async with open_session(settings, options, Silent()) as session:
-            return await session.run()
+            yield session
 
     def read(self, path: str) -> bytes:
         return (self.target / path).read_bytes()
@@ -137,6 +143,58 @@ async def should_never_mix_a_model_that_is_overwritten_during_its_download(store
     assert sha256(store.read("net/1/weights")) == sha256(new)
 
 
+async def should_fetch_only_the_overwritten_model_again(store: Bucket) -> None:
+    store.put_model("repo/net", v1__weights=b"old")
+    store.put_model("repo/other", v1__weights=b"other")
+
+    class OverwriterOnce(list[str]):
+        """Overwrites one model's object when it is first asked for."""
+
+        def append(self, head: str) -> None:
+            if head.startswith("GET ") and "net/1/weights" in head and not [old for old in self if "net/1/w" in old]:
+                store.put("repo/net/1/weights", b"new")
+            super().append(head)
+
+    store.gate.heads = OverwriterOnce()
+    result = await store.run()
+    assert not result.errors
+    assert sorted(record.model for record in result.models) == ["net", "other"]
+    assert store.read("net/1/weights") == b"new"
+    assert len(store.gate.requests("other/1/weights")) == 1
+    assert len(store.gate.requests("list-type=2")) == 2
+
+
+async def should_fetch_objects_of_all_models_side_by_side(store: Bucket) -> None:
+    for model in ("one", "two"):
+        store.put_model(f"repo/{model}", v1__a=b"a", v1__b=b"b", v1__c=b"c")
+    hold = store.gate.hold("/1/")
+    running = asyncio.create_task(store.run())
+    await until(lambda: len(store.gate.requests("/1/")) == 6)
+    hold.release()
+    assert not (await running).errors
+
+
+async def should_fetch_a_large_object_by_parallel_ranges(store: Bucket) -> None:
+    store.put_model("repo/net", v1__weights=bytes(130 * MIB))
+    hold = store.gate.hold("1/weights")
+    running = asyncio.create_task(store.run())
+    await until(lambda: len(store.gate.requests("1/weights")) == 4)
+    hold.release()
+    assert not (await running).errors
+    ranges = [line for head in store.gate.requests("1/weights") for line in head.splitlines() if "Range:" in line]
+    assert len(ranges) == len(set(ranges)) == 5
+
+
+async def should_share_one_limit_of_requests_in_flight_between_all_repositories(store: Bucket) -> None:
+    store.dragonfly = DragonflySettings(concurrency=3)
+    async with store.session("one", "two") as session:
+        fetchers = [
+            fetcher for agent in session.agents for fetcher in (agent._tools.fetcher, agent._tools.config_fetcher)
+        ]
+    assert len({id(fetcher.limit) for fetcher in fetchers}) == 1
+    assert fetchers[0].limit._value == 3
+
+
 async def should_report_a_model_that_changes_faster_than_it_can_be_fetched(store: Bucket) -> None:
     store.put_model("repo/net", v1__weights=b"0")
     real_requests = store.gate.requests
@@ -200,6 +258,9 @@ async def should_give_the_tasks_of_different_credentials_different_identities(st
     store.dragonfly = DragonflySettings(isolation="per-credential")
     isolated = (await store.run()).objects
     assert {record.task_id for record in shared}.isdisjoint(record.task_id for record in isolated)
+    async with store.session() as session:
+        isolation = (await session.agents[0]._isolated()).fetcher.isolation
+    assert isolation and store.server.access_key not in isolation, "peers and their logs see it"
 
 
 async def should_record_every_object_and_every_model(store: Bucket) -> None:
@@ -213,3 +274,10 @@ async def should_record_every_object_and_every_model(store: Bucket) -> None:
     assert model.source is not None and model.source.value == "direct"
     assert model.fetched_bytes == sum(record.bytes for record in result.objects) == model.bytes
     assert model.seconds.list > 0 and model.seconds.fetch > 0 and model.seconds.publish > 0
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.02)

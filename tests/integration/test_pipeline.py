@@ -54,7 +54,7 @@ class Fleet:
         return self.target(node) / "net/1/weights.bin"
 
     async def prefetch(
-        self, node: str, peer: Peer, transport: str = "dfdaemon", stall: float = 30.0, **dragonfly: object
+        self, node: str | None, peer: Peer, transport: str = "dfdaemon", stall: float = 30.0, **dragonfly: object
     ) -> PassResult:
         secret = {"key_id": self.server.access_key, "secret_key": self.server.secret_key, "region": "us-east-1"}
         settings = Settings(
@@ -63,7 +63,7 @@ class Fleet:
         )
         options = RunOptions(
             (f"s3://{self.gate.endpoint}/{self.bucket}/repo",),
-            target=self.target(node),
+            target=self.target(node) if node else None,
             transport=transport,
             timeouts=Timeouts(connect=5.0, stall=stall),
         )
@@ -94,6 +94,15 @@ async def should_record_cold_remote_and_local_as_dragonfly_says(fleet: Fleet, dr
     assert weights_record(await fleet.prefetch("local", here)) == ("local", 0, 0, SHARED)
     for node in ("cold", "remote", "local"):
         assert fleet.weights(node).read_bytes() == data
+
+
+async def should_warm_a_peers_cache_without_a_folder(fleet: Fleet, dragonfly: DragonflyCluster) -> None:
+    here = dragonfly.peers[0]
+    fleet.put_model(os.urandom(SHARED))
+    result = await fleet.prefetch(None, here)
+    assert not result.errors
+    assert [(record.outcome, record.generation) for record in result.models] == [("warmed", "")]
+    assert weights_record(await fleet.prefetch("node", here)) == ("local", 0, 0, SHARED)
 
 
 async def should_link_a_local_hit_to_the_cache_and_leave_the_cache_as_it_is(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from dfagent.errors import ConfigError, FolderInUse, RepositoryError, Truncated, UnsafePath
-from dfagent.repository.folder import RepositoryFolder
+from dfagent.errors import ConfigError, FolderInUse, NoSpace, RepositoryError, Truncated, UnsafePath
+from dfagent.repository.folder import RepositoryFolder, disk_errors
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.materialise import Staging
 
@@ -70,14 +71,90 @@ def should_go_on_with_the_files_that_a_killed_run_had_whole(folder: RepositoryFo
     assert [file.path for file in Staging(again, wanted).open()] == ["1/b"]
 
 
-def should_mend_a_damaged_generation_without_a_moment_of_nothing(folder: RepositoryFolder) -> None:
+@pytest.mark.parametrize("damage", ["missing", "cut short", "too long"])
+def should_mend_a_damaged_generation_without_a_moment_of_nothing(folder: RepositoryFolder, damage: str) -> None:
     wanted = manifest(**{"1__a": "a1", "1__b": "b1"})
     assemble(folder, wanted)
-    (folder.target / "net/1/a").unlink()
+    if damage == "missing":
+        (folder.target / "net/1/a").unlink()
+    else:
+        (folder.target / "net/1/a").write_text("a" if damage == "cut short" else "a12")
     assert folder.manifest("net", wanted.digest) is None
     assemble(folder, wanted)
     assert (folder.target / "net/1/a").read_text() == "a1"
     assert folder.manifest("net", wanted.digest) == wanted
+
+
+@pytest.mark.parametrize("content", ["another generation's", "half of it", "nothing"])
+def should_take_no_generation_whose_manifest_is_not_its_own(folder: RepositoryFolder, content: str) -> None:
+    one, two = manifest(**{"1__a": "one"}), manifest(**{"1__a": "two"})
+    assemble(folder, one)
+    assert folder.manifest("net", one.digest) == one
+    text = {"another generation's": two.to_json(), "half of it": one.to_json()[:20], "nothing": b""}[content]
+    folder.manifest_path("net", one.digest).write_bytes(text)
+    assert folder.manifest("net", one.digest) is None
+
+
+def should_remove_what_a_killed_run_left_but_what_can_be_resumed(folder: RepositoryFolder) -> None:
+    partials = folder.partials("net")
+    left = [partials / name for name in ("t-1.proxy.partial", "t-2.dfdaemon.partial")]
+    left += [folder.state / name for name in ("link-1", "config-1", "probe-1")]
+    resumable = [partials / name for name in ("t.direct.partial", "t.direct.parts")]
+    for path in (*left, *resumable):
+        path.write_text("left")
+    folder.close()
+    again = RepositoryFolder(folder.target)
+    again.open()
+    assert not [path for path in left if path.exists()]
+    assert all(path.exists() for path in resumable)
+
+
+def should_leave_nothing_beside_a_finished_generation(folder: RepositoryFolder) -> None:
+    """Neither downloads that nobody goes on with, nor what was assembled of a version that came in between."""
+    superseded = Staging(folder, manifest(**{"1__a": "old"}))
+    superseded.open()
+    (folder.partials("net") / "old.direct.partial").write_text("part")
+    wanted = manifest(**{"1__a": "new"})
+    assemble(folder, wanted)
+    assert not (folder.state / "partials" / "net").exists()
+    assert list((folder.state / "staging" / "net").iterdir()) == []
+
+
+def should_fetch_a_staged_file_of_another_size_again(folder: RepositoryFolder) -> None:
+    wanted = manifest(**{"1__a": "right"})
+    Staging(folder, wanted).open()
+    (folder.staging("net", wanted.digest) / "1" / "a").write_text("half")
+    assert [file.path for file in Staging(folder, wanted).open()] == ["1/a"]
+
+
+def should_name_a_generation_by_its_files_their_versions_and_its_folders() -> None:
+    one, two = ManifestFile("1/a", 3, "one"), ManifestFile("1/b", 3, "two")
+    same = Manifest.of("net", [one, two], ["2", "1"])
+    assert Manifest.of("net", [two, one], ["1", "2"]).digest == same.digest
+    others = [
+        Manifest.of("net", [one], ["1", "2"]),
+        Manifest.of("net", [one, two], ["1"]),
+        Manifest.of("net", [one, ManifestFile("1/b", 3, "new")], ["1", "2"]),
+        Manifest.of("net", [one, ManifestFile("1/c", 3, "two")], ["1", "2"]),
+    ]
+    assert same.digest not in {other.digest for other in others}
+    assert Manifest.from_json(same.to_json()) == same
+
+
+def should_publish_the_empty_folders_of_a_model(folder: RepositoryFolder) -> None:
+    wanted = Manifest.of("net", [ManifestFile("config.pbtxt", 2, "c1")], ["1"])
+    assemble(folder, wanted)
+    assert (folder.target / "net/1").is_dir()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def should_say_that_the_disk_is_full(tmp_path: Path, code: int) -> None:
+    with pytest.raises(NoSpace, match=str(tmp_path)) as full, disk_errors(tmp_path):
+        raise OSError(code, os.strerror(code))
+    assert full.value.exit_code == 7
+    with pytest.raises(RepositoryError, match="Read-only") as other, disk_errors(tmp_path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    assert not isinstance(other.value, NoSpace)
 
 
 def should_tolerate_what_triton_writes_beside_a_model(folder: RepositoryFolder) -> None:
