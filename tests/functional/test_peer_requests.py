@@ -298,6 +298,16 @@ async def should_take_a_whole_answer_to_a_whole_request_only(tmp_path: Path) -> 
         assert isinstance(await failure_of(transport, request(store.url), tmp_path), Truncated)
 
 
+async def should_write_nothing_beyond_the_end_of_the_object(tmp_path: Path) -> None:
+    """In a large object the neighbouring part would lie there, perhaps finished already."""
+    async with CannedHttp(http_answer(200, BODY + bytes(1000))) as store:
+        transport = DirectTransport(RequestOptions(), TIMEOUTS)
+        error = await failure_of(transport, request(store.url), tmp_path)
+    assert isinstance(error, Truncated) and "longer than the 8 bytes" in error.message
+    (partial,) = tmp_path.glob("*.direct.partial")
+    assert partial.stat().st_size == len(BODY)
+
+
 @pytest.fixture
 def deaf() -> Iterator[str]:
     """The URL of a server that never accepts: its queue of connections is full."""

@@ -60,7 +60,7 @@ def should_write_everything_of_a_model_into_one_line() -> None:
         ([(Source.DIRECT, 0)], Source.DIRECT),
         ([(Source.DIRECT, 10), (Source.REMOTE, 11)], Source.REMOTE),
         ([(Source.REMOTE, 6), (Source.DIRECT, 10), (Source.REMOTE, 6)], Source.REMOTE),
-        ([(Source.DIRECT, 0), (Source.LOCAL, 0), (Source.LOCAL, 0)], Source.LOCAL),
+        ([(Source.UNKNOWN, 0), (Source.UNKNOWN, 0), (Source.COLD, 1)], Source.COLD),
     ],
 )
 def should_name_the_source_of_most_bytes(objects: list[tuple[Source, int]], expected: Source | None) -> None:

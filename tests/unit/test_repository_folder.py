@@ -193,6 +193,8 @@ def should_keep_the_published_generation_whatever_is_to_go(folder: RepositoryFol
     assert folder.manifest("net", first.digest) and folder.manifest("net", second.digest)
     folder.remove_generations("net", keep=set())
     assert folder.manifest("net", first.digest) is None
+    assert not folder.generation("net", first.digest).exists()
+    assert not folder.manifest_path("net", first.digest).exists()
     assert (folder.target / "net/1/a").read_text() == "two"
 
 
