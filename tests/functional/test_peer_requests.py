@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from datetime import datetime, timezone
@@ -35,6 +36,8 @@ from dfagent.types import FetchRequest, ObjectEntry, ObjectRef, SignedUrl, TaskI
 from tests.servers.canned import CannedDfdaemon, CannedHttp, http_answer, serving
 
 BODY = b"weights!"
+# Quoting it again, or less, would break a signature.
+QUERY = "?ns=1&X-Amz-Credential=key%2Fday%27%2A&X-Amz-Signature=5ec7e7"
 TIMEOUTS = Timeouts(connect=5.0, stall=20.0)
 EVERYTHING = RequestOptions(
     headers={"X-Team": "vision", "X-Dragonfly-Registry": "r"},
@@ -48,7 +51,7 @@ EVERYTHING = RequestOptions(
 
 def request(url: str = "http://store.test/bucket/key", size: int = len(BODY)) -> FetchRequest:
     entry = ObjectEntry(ObjectRef("s3", "store.test", "bucket", "key"), size, '"etag"')
-    signed = SignedUrl(f"{url}?ns=1&X-Amz-Signature=5ec7e7", datetime.now(timezone.utc), ("X-Amz-Signature",))
+    signed = SignedUrl(f"{url}{QUERY}", datetime.now(timezone.utc), ("X-Amz-Signature",))
 
     async def sign() -> SignedUrl:
         return signed
@@ -82,12 +85,12 @@ def from_peer(status: int = 200, body: bytes = BODY, **headers: str) -> bytes:
     return http_answer(status, body, **{"X_Dragonfly_Task_Id": TASK.id, **headers})
 
 
-@pytest.mark.parametrize("url", ["http://store.test/bucket/key", "https://store.test/bucket/key"])
+@pytest.mark.parametrize("url", ["http://store.test/bucket/it%27s", "https://store.test/bucket/it%27s"])
 async def should_ask_the_proxy_in_absolute_form_and_never_for_a_tunnel(tmp_path: Path, url: str) -> None:
     async with CannedHttp(from_peer()) as peer, opened(ProxyTransport(peer.url, EVERYTHING, TIMEOUTS)) as transport:
         fetched = await transport.fetch(request(url), tmp_path)
     assert fetched.path is not None and fetched.path.read_bytes() == BODY
-    assert peer.heads[0].startswith(f"GET {url}?ns=1&X-Amz-Signature=5ec7e7 HTTP/1.1\r\n")
+    assert peer.heads[0].startswith(f"GET {url}{QUERY} HTTP/1.1\r\n")
 
 
 async def should_tell_the_proxy_all_that_the_settings_say(tmp_path: Path) -> None:
@@ -242,6 +245,22 @@ async def should_give_dfdaemon_a_new_path_at_every_attempt(tmp_path: Path) -> No
 
 
 # The store
+
+
+async def should_send_a_signed_url_as_it_is(tmp_path: Path) -> None:
+    store = CannedHttp(http_answer(200, BODY))
+    async with store, opened(DirectTransport(RequestOptions(), TIMEOUTS)) as transport:
+        await transport.fetch(request(f"{store.url}/bucket/it%27s"), tmp_path)
+    assert store.heads[0].startswith(f"GET /bucket/it%27s{QUERY} HTTP/1.1\r\n")
+
+
+async def should_keep_the_signature_out_of_what_a_traceback_shows(tmp_path: Path) -> None:
+    """The HTTP library's own errors quote the whole URL."""
+    async with CannedHttp(b"this is not HTTP\r\n\r\n") as store:
+        transport = DirectTransport(RequestOptions(), TIMEOUTS)
+        error = await failure_of(transport, request(store.url), tmp_path)
+    assert isinstance(error, Truncated)
+    assert "5ec7e7" not in "".join(traceback.format_exception(error))
 
 
 async def should_follow_no_redirect(tmp_path: Path) -> None:
