@@ -16,7 +16,7 @@ from dfagent.agent import PassResult
 from dfagent.cli.progress import Silent
 from dfagent.errors import Changed, EmptyRepository, InvalidModelConfig, RepositoryError, UnsafePath
 from dfagent.local.object_store import S3Server
-from dfagent.repository.config_pbtxt import parse_config
+from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, parse_config
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
@@ -228,6 +228,13 @@ async def should_publish_the_healthy_models_beside_a_broken_one(store: Bucket) -
     result = await store.run()
     assert {type(error) for error in result.errors} == {InvalidModelConfig, UnsafePath}
     assert [path.name for path in store.target.iterdir()] == ["good"]
+
+
+async def should_not_fetch_a_configuration_that_is_too_large_to_be_one(store: Bucket) -> None:
+    store.put("repo/net/config.pbtxt", b"#" * (MAX_CONFIG_BYTES + 1))
+    (error,) = (await store.run()).errors
+    assert isinstance(error, InvalidModelConfig) and str(MAX_CONFIG_BYTES + 1) in error.message
+    assert not store.gate.requests("config.pbtxt")
 
 
 @pytest.mark.parametrize("content", ["nothing", "loose files", "no agent"])
