@@ -89,7 +89,12 @@ def weights_record(result: PassResult) -> tuple[str, int, int, int]:
 async def should_record_cold_remote_and_local_as_dragonfly_says(fleet: Fleet, dragonfly: DragonflyCluster) -> None:
     here, there = dragonfly.peers
     data = fleet.put_model(os.urandom(SHARED))
-    assert weights_record(await fleet.prefetch("cold", here)) == ("cold", SHARED, 0, 0)
+    first = await fleet.prefetch("cold", here)
+    assert weights_record(first) == ("cold", SHARED, 0, 0)
+    assert {record.path: record.transport for record in first.objects} == {
+        "config.pbtxt": "direct",  # too small for a detour
+        "1/weights.bin": "dfdaemon",
+    }
     assert weights_record(await fleet.prefetch("remote", there)) == ("remote", 0, SHARED, 0)
     assert weights_record(await fleet.prefetch("local", here)) == ("local", 0, 0, SHARED)
     for node in ("cold", "remote", "local"):

@@ -49,6 +49,7 @@ class Script:
     async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
         moved, error = self._steps[min(self.attempts, len(self._steps) - 1)]
         self.attempts += 1
+        assert self.attempts < 50, "it never gives up"
         request.on_progress(moved)
         if error:
             raise error
@@ -117,6 +118,27 @@ async def should_take_the_bytes_of_a_failed_attempt_back_from_the_progress() -> 
     script = Script((60, Truncated("cut")), (SIZE, None))
     await Retrying(script, POLICY).fetch(request(counts.append), None)
     assert sum(counts) == SIZE
+
+
+def should_wait_longer_after_every_failure_but_never_the_same_for_all() -> None:
+    """Peers that failed together would come back together."""
+    policy = RetryPolicy(first_pause=1.0, longest_pause=10.0)
+    for failures, ceiling in ((1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 10.0), (9, 10.0)):
+        pauses = {policy.pause(failures, Stalled("stuck")) for _ in range(50)}
+        assert ceiling / 2 <= min(pauses) < max(pauses) <= ceiling
+
+
+async def should_wait_between_attempts_but_not_for_a_new_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def noted(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("dfagent.transports.retrying.asyncio.sleep", noted)
+    script = Script((0, Stalled("stuck")), (0, SignedUrlExpired("403")), (0, Stalled("stuck")), (SIZE, None))
+    await Retrying(script, RetryPolicy(first_pause=4.0)).fetch(request(), None)
+    first, second = waits
+    assert 2.0 <= first <= 4.0 <= second <= 8.0
 
 
 def should_wait_as_long_as_a_busy_server_asks_within_reason() -> None:
