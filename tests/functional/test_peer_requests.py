@@ -7,6 +7,7 @@ import socket
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from email.utils import formatdate
 from pathlib import Path
@@ -30,9 +31,9 @@ from dfagent.transports.base import Transport
 from dfagent.transports.dfdaemon import DfdaemonTransport
 from dfagent.transports.direct import DirectTransport
 from dfagent.transports.options import RequestOptions, Timeouts
-from dfagent.transports.partial import PART_SIZE
+from dfagent.transports.partial import PART_SIZE, PartialFile
 from dfagent.transports.proxy import ProxyTransport
-from dfagent.types import FetchRequest, ObjectEntry, ObjectRef, SignedUrl, TaskIdentity
+from dfagent.types import FetchRequest, ObjectEntry, ObjectRef, SignedUrl, TaskIdentity, Traffic
 from tests.servers.canned import CannedDfdaemon, CannedHttp, http_answer, serving
 
 BODY = b"weights!"
@@ -190,9 +191,7 @@ async def should_count_every_byte_of_dfdaemons_once_in_the_progress(tmp_path: Pa
             wanted = request()
             transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
             async with opened(transport):
-                await transport.fetch(
-                    FetchRequest(wanted.entry, wanted.task, wanted.sign, wanted.label, counts.append), tmp_path
-                )
+                await transport.fetch(replace(wanted, on_progress=counts.append), tmp_path)
         assert sum(counts) == len(BODY)
 
 
@@ -315,6 +314,23 @@ async def should_take_a_whole_answer_to_a_whole_request_only(tmp_path: Path) -> 
     async with CannedHttp(http_answer(206, BODY, Content_Range="bytes 0-7/99")) as store:
         transport = DirectTransport(RequestOptions(), TIMEOUTS)
         assert isinstance(await failure_of(transport, request(store.url), tmp_path), Truncated)
+
+
+async def should_count_what_a_killed_run_brought_as_progress_but_not_as_traffic(tmp_path: Path) -> None:
+    size, counts = PART_SIZE + len(BODY), list[int]()
+    wanted = request(size=size)
+    left = PartialFile(tmp_path, wanted.task.id, size)
+    left.open()
+    left.mark(0)
+    left.close()
+    answer = http_answer(206, BODY, Content_Range=f"bytes {PART_SIZE}-{size - 1}/{size}")
+    store = CannedHttp(answer)
+    async with store, opened(DirectTransport(RequestOptions(), TIMEOUTS)) as transport:
+        resumed = replace(request(store.url, size=size), on_progress=counts.append)
+        fetched = await transport.fetch(resumed, tmp_path)
+    assert len(store.heads) == 1
+    assert fetched.traffic == Traffic(origin=len(BODY))
+    assert sum(counts) == size
 
 
 async def should_write_nothing_beyond_the_end_of_the_object(tmp_path: Path) -> None:
