@@ -15,7 +15,11 @@ class Store(Protocol):
     """
 
     def list(self, url: RepositoryUrl) -> AsyncIterator[ObjectEntry]:
-        """Every object whose key is `prefix` or lies below `prefix/`, in key order, one request a page."""
+        """Every object whose key is `prefix` or lies below `prefix/`, in key order, one request a page.
+
+        Folder markers (empty objects whose key ends in a slash) are objects too: an ensemble's version folder has
+        nothing else in it. The marker `prefix/` itself is not below the prefix.
+        """
         ...
 
     async def sign(self, entry: ObjectEntry) -> SignedUrl:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dfagent.errors import AccessDenied, ConfigError, StoreError
+from dfagent.errors import AccessDenied, ConfigError
 from dfagent.settings.credentials import S3Credential
+from dfagent.stores.s3_listing import Listing
 from dfagent.stores.signing import SIGNING_PARAMS
 from dfagent.types import ObjectEntry, ObjectRef, RepositoryUrl, SignedUrl
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
-
     from dfagent.stores.s3_client import Connection
 
 DEFAULT_TTL = timedelta(minutes=15)
@@ -53,19 +52,22 @@ class S3Store:
         self._connecting = asyncio.Lock()
 
     async def list(self, url: RepositoryUrl) -> AsyncIterator[ObjectEntry]:
-        """Every object below `prefix/` in key order, one request a page; folder markers are left out.
+        """Every object below `prefix/` in key order, folder markers too, one request a page.
 
         Where nothing lies below, `prefix` itself may be one object: one more request looks for it.
         """
         connection = await self._connected()
+        below = f"{url.prefix}/" if url.prefix else ""
         found = False
-        async for entry in self._list_below(connection, url.bucket, f"{url.prefix}/" if url.prefix else ""):
-            found = True
-            yield entry
+        async for entry in self._list_below(connection, url.bucket, below):
+            if entry.ref.key != below:  # else the marker of the folder that was asked for, which tells nothing
+                found = True
+                yield entry
         if url.prefix and not found:
             # The first key that begins with the prefix is the prefix itself, if there is such an object.
+            listing = Listing(connection.endpoint, url.bucket)
             page = await self._page(connection, url.bucket, url.prefix, MaxKeys=1)
-            for entry in _entries(page, connection.endpoint, url.bucket):
+            for entry in listing.entries(page):
                 if entry.ref.key == url.prefix:
                     yield entry
 
@@ -107,17 +109,23 @@ class S3Store:
         return await asyncio.to_thread(guarded)
 
     async def _list_below(self, connection: Connection, bucket: str, prefix: str) -> AsyncIterator[ObjectEntry]:
-        more: dict[str, Any] = {}
-        while True:
+        listing = Listing(connection.endpoint, bucket)
+        more: dict[str, Any] | None = {}
+        while more is not None:
             page = await self._page(connection, bucket, prefix, **more)
-            for entry in _entries(page, connection.endpoint, bucket):
+            for entry in listing.entries(page):
                 yield entry
-            if not page.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            token = listing.next_token(page)
+            more = {"ContinuationToken": token} if token else None
 
-    async def _page(self, connection: Connection, bucket: str, prefix: str, **more: Any) -> ListObjectsV2OutputTypeDef:
-        return await self._in_thread(lambda: connection.client.list_objects_v2(Bucket=bucket, Prefix=prefix, **more))
+    async def _page(self, connection: Connection, bucket: str, prefix: str, **more: Any) -> Mapping[str, Any]:
+        def ask() -> Mapping[str, Any]:
+            from dfagent.stores.s3_errors import readable
+
+            with readable(str(self._url)):
+                return connection.client.list_objects_v2(Bucket=bucket, Prefix=prefix, **more)
+
+        return await self._in_thread(ask)
 
     def _sign(self, connection: Connection, ref: ObjectRef) -> SignedUrl:
         _, credential_ends = connection.refreshed()
@@ -140,17 +148,3 @@ def _lifetime(ttl: timedelta, credential_ends: datetime | None, now: datetime) -
     if left < 1:
         raise AccessDenied("the temporary S3 credential has expired", hint="get a new one, or check its provider")
     return min(seconds, left)
-
-
-def _entries(page: ListObjectsV2OutputTypeDef, endpoint: str, bucket: str) -> list[ObjectEntry]:
-    entries = []
-    for item in page.get("Contents", []):
-        key, size = item["Key"], item["Size"]
-        if key.endswith("/") and size == 0:
-            continue  # a folder marker, made by consoles and file system gateways
-        if "ETag" not in item:
-            raise StoreError(
-                f"{bucket}/{key}: the store lists no ETag", hint="dfagent needs one to pin an object's version"
-            )
-        entries.append(ObjectEntry(ObjectRef("s3", endpoint, bucket, key), size, item["ETag"]))
-    return entries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,10 +14,11 @@ from urllib.parse import urlsplit
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import InvalidRegionError, NoCredentialsError
 
-from dfagent.errors import AccessDenied, ConfigError
+from dfagent.errors import AccessDenied, ConfigError, StoreError
 from dfagent.settings.credentials import S3Credential
+from dfagent.stores.s3_listing import NOT_S3_HINT
 from dfagent.types import RepositoryUrl
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 AWS_ENDPOINT = "s3.amazonaws.com"
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
+_XML = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|[A-Za-z])")
 _log = logging.getLogger("dfagent.stores.s3")
 
 
@@ -82,7 +85,16 @@ def connect(url: RepositoryUrl, credential: S3Credential | None, timeouts: Timeo
     if endpoint != AWS_ENDPOINT and not url.endpoint:
         # AWS_ENDPOINT_URL or the SDK's config file names another store, which may not serve bucket names as hosts.
         client = _client(session, url, settings, timeouts, "path")
+    # The SDK's own handler takes a page that is no XML for a fault of the store's, and asks again. It stands first at
+    # `before-parse.s3.*`, and only a handler at a wildcard nearer to the event's root comes before it.
+    client.meta.events.register_first("before-parse.*.ListObjectsV2", _refuse_what_is_not_xml)
     return Connection(client, credentials, endpoint)
+
+
+def _refuse_what_is_not_xml(response_dict: dict[str, Any], **_: Any) -> None:
+    body = response_dict["body"]
+    if response_dict["status_code"] == 200 and body.strip() and not _XML.match(body):
+        raise StoreError("the answer to ListObjectsV2 is not S3's: it is no XML", hint=NOT_S3_HINT)
 
 
 def _check_ca_bundle(bundle: Path) -> None:
@@ -129,6 +141,11 @@ def _client(
             verify=str(settings.ca_bundle) if settings.ca_bundle else None,
             config=config,
         )
+    except InvalidRegionError as exc:
+        raise ConfigError(
+            f"{url}: the region is not one that a host's name can hold",
+            hint='correct "region" in cloud_credential.json, or AWS_REGION and the SDK\'s config file',
+        ) from exc
     except ValueError as exc:  # boto3's own answer to a host name that can't be one
         raise ConfigError(f"{url}: {exc}", hint="correct the URL, or AWS_ENDPOINT_URL") from exc
 

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from botocore import exceptions as sdk
+from botocore.parsers import ResponseParserError
 
 from dfagent.errors import AccessDenied, ConfigError, DfagentError, NotFound, StoreError, StoreUnavailable
 from dfagent.redact import redact
+from dfagent.stores.s3_listing import NOT_S3_HINT
 
 _NOT_FOUND_HINTS = {
     "NoSuchBucket": "check the bucket's name, and that the URL names the right endpoint",
@@ -50,6 +52,16 @@ _NO_TOKEN = (
     sdk.LoginError,
 )
 
+_UNREADABLE = (
+    ResponseParserError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
 
 @contextmanager
 def translated(place: str) -> Iterator[None]:
@@ -58,6 +70,17 @@ def translated(place: str) -> Iterator[None]:
         yield
     except (sdk.ClientError, sdk.BotoCoreError) as exc:
         raise translate(exc, place) from exc
+
+
+@contextmanager
+def readable(place: str) -> Iterator[None]:
+    """Turns what the SDK's parser raises on an answer that it can't read into `StoreError`."""
+    try:
+        yield
+    except _UNREADABLE as exc:
+        if isinstance(exc, sdk.BotoCoreError):
+            raise  # some of the SDK's own exceptions are ValueErrors too
+        raise StoreError(f"{place}: the answer is not S3's ({type(exc).__name__})", hint=NOT_S3_HINT) from exc
 
 
 def translate(exc: sdk.ClientError | sdk.BotoCoreError, place: str) -> DfagentError:
@@ -89,7 +112,7 @@ def _translate_connection(exc: sdk.BotoCoreError, place: str) -> DfagentError:
         return StoreUnavailable(f"{place}: the connection broke ({type(exc).__name__})", hint="try again")
     return StoreError(
         f"{place}: the answer is not S3's ({type(exc).__name__})",
-        hint="check that an S3 server listens at the URL's host and port",
+        hint=NOT_S3_HINT,
     )
 
 
@@ -103,10 +126,12 @@ def _tls_hint(reason: str) -> str:
 
 def _translate_answer(exc: sdk.ClientError, place: str) -> DfagentError:
     error = exc.response.get("Error", {})
-    code = error.get("Code", "")
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    # Whoever is not S3 answers without a code.
+    code = str(error.get("Code") or status)
     # Only code and message: stores put the string to sign and their own signature beside them.
-    problem = f"{place}: {exc.operation_name} answered {code}: {_said(error.get('Message', ''))}"
+    message = str(error.get("Message") or "")
+    problem = f"{place}: {exc.operation_name} answered {_said(code)}" + (f": {_said(message)}" if message else "")
     if status == 404 or code in _NOT_FOUND_HINTS:
         return NotFound(problem, hint=_NOT_FOUND_HINTS.get(code, "check the URL"))
     if code in _BUSY_CODES or status == 429 or status >= 500:
@@ -119,4 +144,5 @@ def _translate_answer(exc: sdk.ClientError, place: str) -> DfagentError:
 
 
 def _said(text: str) -> str:
-    return redact(" ".join(text.split()) or "no reason given")[:300]
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return redact(" ".join(printable.split()) or "no reason given")[:300]

@@ -155,12 +155,22 @@ async def test_an_empty_prefix_lists_the_bucket_and_an_absent_one_nothing(subjec
     assert await names(subject, subject.open(), subject.url("absent")) == []
 
 
-async def test_folder_markers_are_not_objects(subject: Subject) -> None:
-    """Consoles write empty keys that end in a slash."""
-    for name in ("marked/", "marked/1/"):
+async def test_folder_markers_are_listed_but_the_prefix_s_own(subject: Subject) -> None:
+    """An ensemble's version folder has nothing else in it, and Triton wants it."""
+    for name in ("marked/", "marked/ensemble/1/"):
         subject.put(name, b"")
-    subject.put("marked/1/model.onnx", b"x")
-    assert await names(subject, subject.open(), subject.url("marked")) == ["marked/1/model.onnx"]
+    subject.put("marked/ensemble/config.pbtxt", b"x")
+    found = await names(subject, subject.open(), subject.url("marked"))
+    assert found == ["marked/ensemble/1/", "marked/ensemble/config.pbtxt"]
+
+
+async def test_a_marker_of_the_prefix_alone_is_nothing(subject: Subject) -> None:
+    """It costs the one request that looks for a single object, and does not hide it."""
+    subject.put("bare/", b"")
+    async with Gate(subject.port) as gate:
+        url = subject.url("bare", gate.endpoint)
+        assert await names(subject, subject.open(url), url) == []
+        assert len(gate.heads) == 2
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

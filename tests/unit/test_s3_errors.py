@@ -49,6 +49,20 @@ def test_answers_are_told_apart(code: str, status: int, kind: type[DfagentError]
     assert "hush" not in str(error)
 
 
+@pytest.mark.parametrize("body", [{}, {"Code": "", "Message": ""}, {"Code": None}])
+def test_an_error_without_a_code_is_named_by_its_status(body: dict[str, str]) -> None:
+    """A plain web server's 404 page has neither code nor message."""
+    response = {"Error": body, "ResponseMetadata": {"HTTPStatusCode": 404}}
+    error = translate(sdk.ClientError(response, "ListObjectsV2"), PLACE)  # type: ignore[arg-type]
+    assert type(error) is NotFound
+    assert error.message == f"{PLACE}: ListObjectsV2 answered 404"
+
+
+def test_the_stores_message_can_not_drive_a_terminal() -> None:
+    """XML carries C1 control characters."""
+    assert translate(answer("Odd\x9b", 400, "a\x9b2Jb"), PLACE).message.endswith("answered Odd: a 2Jb")
+
+
 def test_a_signed_url_in_the_stores_message_is_cut() -> None:
     """Some stores repeat the request."""
     error = translate(answer("AccessDenied", 403, "no https://h/b?X-Amz-Signature=hush\n at all"), PLACE)

@@ -1,0 +1,57 @@
+"""Reads the pages of an S3 listing; whatever no S3 server would answer is a `StoreError`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dfagent.errors import StoreError
+from dfagent.types import ObjectEntry, ObjectRef
+
+NOT_S3_HINT = "check that an S3 server listens at the URL's host and port"
+_LARGEST = 2**63 - 1  # bytes; the largest size that file systems and Dragonfly's protocol can name
+_ETAG = re.compile(r"[\x21-\x7e]+")  # it travels in an If-Match header
+
+
+class Listing:
+    """The pages of one listing, in their order; `endpoint` and `bucket` are those of the objects' names."""
+
+    def __init__(self, endpoint: str, bucket: str) -> None:
+        self._endpoint = endpoint
+        self._bucket = bucket
+        self._tokens: set[str] = set()
+
+    def entries(self, page: Mapping[str, Any]) -> list[ObjectEntry]:
+        """The page's objects, folder markers too."""
+        # The SDK reads any XML, and an empty body, as a page without objects.
+        if "Name" not in page and "KeyCount" not in page:
+            raise StoreError(f"{self._bucket}: the answer is not S3's: it is no listing", hint=NOT_S3_HINT)
+        return [self._entry(item) for item in page.get("Contents", ())]
+
+    def next_token(self, page: Mapping[str, Any]) -> str:
+        """The continuation token of the page that follows, "" after the last one."""
+        if not page.get("IsTruncated"):
+            return ""
+        token = str(page.get("NextContinuationToken", ""))
+        if not token or token in self._tokens:
+            problem = "repeats a continuation token" if token else "has more pages, but no continuation token"
+            raise StoreError(f"{self._bucket}: the listing {problem}", hint="the store's listing is broken")
+        self._tokens.add(token)
+        return token
+
+    def _entry(self, item: Mapping[str, Any]) -> ObjectEntry:
+        key, size, etag = item.get("Key", ""), item.get("Size"), item.get("ETag", "")
+        if not key:
+            raise self._broken("an object", "no key")
+        if not isinstance(size, int) or not 0 <= size <= _LARGEST:
+            raise self._broken(repr(key), "no size" if size is None else "a size that no object can have")
+        # Some gateways give their folder markers no ETag, and nobody fetches a marker.
+        is_marker = size == 0 and key.endswith("/")
+        if not _ETAG.fullmatch(etag) and not (is_marker and not etag):
+            problem = "an ETag that no HTTP header can carry" if etag else "no ETag"
+            raise self._broken(repr(key), problem, hint="dfagent needs one to pin an object's version")
+        return ObjectEntry(ObjectRef("s3", self._endpoint, self._bucket, key), size, etag)
+
+    def _broken(self, what: str, problem: str, hint: str = "the store's listing is broken") -> StoreError:
+        return StoreError(f"{self._bucket}: the store lists {what} with {problem}", hint=hint)
