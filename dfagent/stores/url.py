@@ -16,7 +16,8 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _ENDPOINT_SCHEME = re.compile(r"(https?)://(.*)", re.DOTALL | re.IGNORECASE)
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.-]+)(?::(?P<port>[0-9]{1,5}))?")
 _BUCKET = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,254}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")  # what Python makes of a command line's bytes that are not UTF-8
 
 
 def parse_repository_url(text: str) -> RepositoryUrl:
@@ -34,6 +35,8 @@ def parse_repository_url(text: str) -> RepositoryUrl:
     _check_scheme(text, scheme)
     if _CONTROL.search(rest):
         raise _wrong(text, "holds control characters")
+    if _NOT_UTF_8.search(rest):
+        raise _wrong(text, "is not UTF-8 text")
     endpoint, path = _split_endpoint(text, rest)
     bucket, *segments = [segment for segment in path.split("/") if segment] or [""]
     if not bucket:

@@ -53,6 +53,10 @@ def test_urls_are_read_as_triton_reads_them(text: str, endpoint: str, bucket: st
         ("s3://bu cket/a", "where a bucket's name must be"),
         ("s3://-b/a", "where a bucket's name must be"),
         ("s3://b/a\x00b", "holds control characters"),
+        ("s3://b/a\x9bb", "holds control characters"),
+        ("s3://b/a\udcff", "is not UTF-8 text"),
+        ("s3://b\udcff/a", "is not UTF-8 text"),
+        ("\udcff", "has no scheme"),
         ("ftp://host/b", "has the scheme ftp://"),
         ("https://b.s3.amazonaws.com/k?X-Amz-Signature=hush", "has the scheme https://"),
     ],
@@ -64,6 +68,7 @@ def test_wrong_urls_get_an_error_that_shows_the_grammar(text: str, says: str) ->
     assert says in caught.value.message
     assert "s3://bucket/prefix" in caught.value.hint
     assert "hush" not in str(caught.value)
+    assert str(caught.value).encode()
 
 
 @pytest.mark.parametrize("scheme", ["gs", "as", "oss", "obs"])
