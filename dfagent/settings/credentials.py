@@ -79,14 +79,15 @@ class CloudCredentials(BaseModel):
     @classmethod
     def _check_prefixes(cls, section: dict[str, _Value], info: Any) -> dict[str, _Value]:
         scheme = f"{info.field_name.rstrip('_')}://"
-        wrong = [prefix for prefix in section if prefix and not prefix.startswith(scheme)]
-        if wrong:
-            raise ValueError(f'{wrong[0]!r} can match no URL, expected "" or a prefix that begins with {scheme}')
-        by_place: dict[str, str] = {}
-        for prefix in section:
-            other = by_place.setdefault(_canonical(prefix), prefix)
-            if other != prefix:
-                raise ValueError(f"{other!r} and {prefix!r} name the same place")
+        by_place: dict[str, int] = {}
+        # By their numbers only: what stands where a prefix must be may be a secret.
+        for number, prefix in enumerate(section, start=1):
+            if prefix and not prefix.startswith(scheme):
+                expected = f'expected "" or a prefix that begins with {scheme}'
+                raise ValueError(f"entry number {number} can match no URL, {expected}")
+            other = by_place.setdefault(_canonical(prefix), number)
+            if other != number:
+                raise ValueError(f"entries number {other} and {number} name the same place")
         return section
 
     def s3_for(self, url: RepositoryUrl | str) -> S3Credential | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,13 @@ MIN_PIECE_LENGTH = 4 * 1024 * 1024  # bytes; dfdaemon refuses shorter pieces
 _SIZE_UNITS = {"": 1, "b": 1, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 _SIZE = re.compile(r"(\d{1,18})\s*([a-z]*)", re.IGNORECASE | re.ASCII)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# Of one connection, or of dfagent's own requests: ranges, conditions and encodings decide which bytes arrive.
+_HEADERS_NOT_FOR_USERS = {
+    "host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect",
+    "proxy-connection", "proxy-authorization", "proxy-authenticate", "accept-encoding", "range", "if-range",
+    "if-match", "if-none-match", "if-modified-since", "if-unmodified-since",
+}  # fmt: skip
+_LONGEST_SOCKET = 107  # bytes that a unix socket's address holds
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 
 
@@ -87,9 +95,11 @@ class DragonflySettings(BaseModel):
     def _check_header(cls, value: dict[str, str]) -> dict[str, str]:
         for name, content in value.items():
             if not _HEADER_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is not an HTTP header name")
+                raise ValueError(f"{name[:40]!r} is not an HTTP header name")
+            if name.lower() in _HEADERS_NOT_FOR_USERS:
+                raise ValueError(f"{name!r} is not for a settings file to set")
             if not _HEADER_VALUE.fullmatch(content):
-                raise ValueError(f"the value of {name!r} holds characters that an HTTP header can't carry")
+                raise ValueError(f"the value of {name[:40]!r} holds characters that an HTTP header can't carry")
         return value
 
     @field_validator("filter")
@@ -102,6 +112,13 @@ class DragonflySettings(BaseModel):
     def _check_header_text(cls, value: str | None) -> str | None:
         if value is not None and not _HEADER_VALUE.fullmatch(value):
             raise ValueError("expected printable ASCII, because it travels in an HTTP header")
+        return value
+
+    @field_validator("socket")
+    @classmethod
+    def _check_socket(cls, value: Path | None) -> Path | None:
+        if value and not (value.is_absolute() and len(os.fsencode(value)) <= _LONGEST_SOCKET):
+            raise ValueError(f"expected an absolute path of at most {_LONGEST_SOCKET} bytes")
         return value
 
     @field_validator("path_map")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from dfagent.errors import ConfigError
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
+from dfagent.settings.places import place, shown
 
 CONFIG_VARIABLE = "TRITON_DRAGONFLY_CONFIG_PATH"
 CREDENTIALS_VARIABLE = "TRITON_CLOUD_CREDENTIAL_PATH"
@@ -22,6 +24,7 @@ DEFAULT_FOLDER = Path("/home/triton")
 
 _log = logging.getLogger("dfagent.settings")
 _Model = TypeVar("_Model", bound=BaseModel)
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 _JSON_TYPES = {
     dict: "an object",
     list: "a list",
@@ -66,7 +69,8 @@ def _load(model: type[_Model], flag: Path | None, variable: str | None, default_
     text = _read(file, may_be_absent=named is None)
     if text is None:
         return model()
-    document = _parse(file, text)
+    document = _parse(model, file, text)
+    _check_text(model, file, document)
     settings = _validate(model, file, document)
     _warn_of_unknown_keys(model, file, document)
     return settings
@@ -91,13 +95,13 @@ def _read(file: Path, *, may_be_absent: bool) -> str | None:
     raise ConfigError(problem, hint="save the file as UTF-8 text")
 
 
-def _parse(file: Path, text: str) -> dict[str, Any]:
+def _parse(model: type[BaseModel], file: Path, text: str) -> dict[str, Any]:
     try:
         document = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as exc:
         problem = f"{file}: line {exc.lineno}, column {exc.colno}: not JSON: {exc.msg}"
     except _DuplicateKeyError as exc:
-        problem = f"{file}: the key {exc.args[0]!r} stands twice in one object"
+        problem = f"{file}: the key {shown(model, *exc.args)} stands twice in one object"
     except (RecursionError, ValueError):
         problem = f"{file}: not JSON that a settings file may hold: nested too deep, or a number too long"
     else:
@@ -114,11 +118,28 @@ class _DuplicateKeyError(Exception):
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
-    for key, value in pairs:
+    for number, (key, value) in enumerate(pairs, start=1):
         if key in keys:
-            raise _DuplicateKeyError(key)
+            raise _DuplicateKeyError(key, number)
         keys[key] = value
     return keys
+
+
+def _check_text(model: type[BaseModel], file: Path, document: dict[str, Any]) -> None:
+    # JSON's escapes can write what neither a file's name nor a request can hold. No recursion: depth is the file's.
+    waiting: list[tuple[tuple[int | str, ...], Any]] = [((), document)]
+    while waiting:
+        location, value = waiting.pop()
+        inner: Iterable[tuple[int | str, Any]] = ()
+        if isinstance(value, dict):
+            inner = value.items()
+        elif isinstance(value, list):
+            inner = enumerate(value)
+        for key, item in inner:
+            if any(isinstance(text, str) and _NO_TEXT.search(text) for text in (key, item)):
+                problem = f"{file}: {place(model, document, (*location, key))}: holds NUL or half a character"
+                raise ConfigError(problem, hint="correct this key in the file")
+            waiting.append(((*location, key), item))
 
 
 def _validate(model: type[_Model], file: Path, document: dict[str, Any]) -> _Model:
@@ -127,7 +148,7 @@ def _validate(model: type[_Model], file: Path, document: dict[str, Any]) -> _Mod
     except ValidationError as exc:
         faults = exc.errors(include_url=False)
     first = faults[0]
-    problem = f"{file}: {_dotted(first['loc'])}: {_explain(first['type'], first['msg'], first['input'])}"
+    problem = f"{file}: {place(model, document, first['loc'])}: {_explain(first['type'], first['msg'], first['input'])}"
     if len(faults) > 1:
         problem += f" (and {len(faults) - 1} more)"
     # Raised outside of the handler: the validator's exception carries the values, secrets included.
@@ -144,24 +165,22 @@ def _json_type(value: Any) -> str:
     return _JSON_TYPES.get(type(value), "null")
 
 
-def _dotted(location: tuple[int | str, ...]) -> str:
-    parts = [str(part) for part in location if part != "[key]"]
-    return ".".join(part if part.replace("_", "").isalnum() else f'"{part}"' for part in parts)
+def _warn_of_unknown_keys(model: type[BaseModel], file: Path, document: dict[str, Any]) -> None:
+    for location, known in _unknown_keys(model, document, ()):
+        nearest = difflib.get_close_matches(location[-1], known, n=1)
+        advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
+        _log.warning("%s: unknown key %s is ignored, %s", file, place(model, document, location), advice)
 
 
-def _warn_of_unknown_keys(model: type[BaseModel], file: Path, document: dict[str, Any], parents: str = "") -> None:
+def _unknown_keys(
+    model: type[BaseModel], document: dict[str, Any], parents: tuple[str, ...]
+) -> Iterable[tuple[tuple[str, ...], list[str]]]:
     known = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
     for key, value in document.items():
         if key not in known:
-            _warn_of_unknown_key(file, f"{parents}{_dotted((key,))}", key, list(known))
+            yield (*parents, key), list(known)
             continue
         nested = [kind for kind in get_args(known[key]) if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if nested:
             for prefix, entry in value.items():
-                _warn_of_unknown_keys(nested[0], file, entry, f"{_dotted((key, prefix))}.")
-
-
-def _warn_of_unknown_key(file: Path, dotted: str, key: str, known: list[str]) -> None:
-    nearest = difflib.get_close_matches(key, known, n=1)
-    advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
-    _log.warning("%s: unknown key %s is ignored, %s", file, dotted, advice)
+                yield from _unknown_keys(nested[0], entry, (key, prefix))

@@ -78,9 +78,10 @@ def test_entries_that_contradict_themselves_are_refused(entry: dict[str, object]
 
 def test_prefixes_that_can_match_nothing_or_the_same_are_refused() -> None:
     """A prefix without its scheme would be ignored in silence, two spellings of one place would race."""
-    with pytest.raises(ValidationError, match="'my-bucket' can match no URL"):
-        credentials(**{"my-bucket": {}})
-    with pytest.raises(ValidationError, match="name the same place"):
+    with pytest.raises(ValidationError, match="entry number 2 can match no URL") as caught:
+        credentials(**{"": {}, "my-bucket": {}})
+    assert "my-bucket" not in str(caught.value)
+    with pytest.raises(ValidationError, match="entries number 1 and 2 name the same place"):
         credentials(**{"s3://b": {}, "s3://b/": {}})
 
 

@@ -84,6 +84,13 @@ def test_piece_length_is_bytes_or_text_with_a_unit(written: object, length: int)
         {"header": {"bad name": "x"}},
         {"header": {"X-A": "line\r\nX-B: injected"}},
         {"header": {"X-A": 1}},
+        {"header": {"host": "elsewhere"}},
+        {"header": {"RANGE": "bytes=0-1"}},
+        {"header": {"Transfer-Encoding": "chunked"}},
+        {"header": {"accept-encoding": "gzip"}},
+        {"socket": "dfdaemon.sock"},
+        {"socket": "/" + "s" * 107},
+        {"socket": "/" + "é" * 54},
         {"tag": "naïve"},
         {"filter": "X-Amz-Date"},
         {"filter": [1]},
@@ -152,3 +159,15 @@ def test_map_path_replaces_the_longest_prefix_at_a_boundary(path: str, mapped: s
     """dfdaemon sees our folder under another name; /models must not match /models-2."""
     settings = DragonflySettings.model_validate({"path_map": {"/models/": "/host", "/models/big": "/mnt/"}})
     assert settings.map_path(Path(path)) == Path(mapped)
+
+
+def test_the_longest_socket_path_that_the_kernel_takes_is_kept() -> None:
+    """107 bytes, and the address is full."""
+    path = "/" + "s" * 106
+    assert DragonflySettings.model_validate({"socket": path}).socket == Path(path)
+
+
+def test_headers_for_the_origin_are_kept() -> None:
+    """Only those that decide about the connection or the bytes are refused."""
+    headers = {"Authorization": "t", "X-Tenant": "a", "X-Dragonfly-Tag": "b"}
+    assert DragonflySettings.model_validate({"header": headers}).header == headers

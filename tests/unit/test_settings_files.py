@@ -130,7 +130,14 @@ def test_bad_json_names_line_and_column(tmp_path: Path) -> None:
         ("[]", "expected an object {…}, got a list"),
         ("null", "expected an object {…}, got null"),
         ("", "line 1, column 1: not JSON"),
-        ('{"s3": {}, "s3": {}}', "the key 's3' stands twice"),
+        ('{"s3": {}, "s3": {}}', "the key s3 stands twice"),
+        ('{"s3": {"": {"' + SECRET + '": 1, "' + SECRET + '": 2}}}', "the key <key number 2> stands twice"),
+        ({"s3": {"": {}, SECRET: {}}}, "s3: entry number 2 can match no URL"),
+        ({"s3": {"s3://b": {}, SECRET: {"key_id": 5}}}, "s3.<key number 2>.key_id: expected text, got a number"),
+        ({"s3": {"s3://" + SECRET + "@b": 5}}, "s3.<key number 1>: expected an object"),
+        ({"s3": {"": {"secret_key": SECRET + "\ud800"}}}, 's3."".secret_key: holds NUL or half a character'),
+        ({"s3": {"": {"ca_bundle": "/n\0pe"}}}, 's3."".ca_bundle: holds NUL'),
+        ({"s3": [{SECRET + "\0": 1}]}, "s3.0.<key number 1>: holds NUL"),
         ("[" * 100_000, "nested too deep"),
         ('{"s3": ' + "9" * 5000 + "}", "a number too long"),
         ({"s3": []}, "s3: expected an object, got a list"),
@@ -166,6 +173,11 @@ def test_each_fault_is_one_sentence_with_its_place(tmp_path: Path, content: obje
         ({"filter": SECRET}, "filter: expected a list, got text"),
         ({"filter": [None]}, "filter.0: expected text, got null"),
         ({"socket": 5}, "socket: expected a path as text, got a number"),
+        ({"socket": "\ud800"}, "socket: holds NUL or half a character"),
+        ({"filter": ["a", SECRET + "\0"]}, "filter.1: holds NUL"),
+        ({"path_map": {"/a": "/" + SECRET + "\udfff"}}, 'path_map."/a": holds NUL'),
+        ({"socket": SECRET}, "socket: expected an absolute path of at most 107 bytes"),
+        ({"header": {"If-Match": SECRET}}, "header: 'If-Match' is not for a settings file to set"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -190,5 +202,20 @@ def test_unknown_keys_are_warned_of_with_the_nearest_known(tmp_path: Path, caplo
     messages = [record.getMessage() for record in caplog.records]
     assert "settings.json: unknown key proxi is ignored, did you mean 'proxy'?" in messages[0]
     assert "unknown key zzz is ignored, known are proxy, header, filter" in messages[1]
-    assert any("s3.\"s3://b\".secretkey is ignored, did you mean 'secret_key'?" in message for message in messages)
+    assert any("s3.\"s3://b\".<key number 2> is ignored, did you mean 'secret_key'?" in message for message in messages)
     assert not any(SECRET in message for message in messages)
+
+
+def test_unknown_keys_can_neither_drive_a_terminal_nor_show_a_secret(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key is escaped and cut; where secrets live, one that nobody knows is only counted."""
+    with caplog.at_level(logging.WARNING, logger="dfagent.settings"):
+        load_settings(write(tmp_path, {"\x1b[2J\x9b\n" + "x" * 500: 1}), None, {})
+        load_settings(None, write(tmp_path, {SECRET: 1, "s3": {"": {"region": "r", SECRET: 1}}}), {})
+    escaped, top, nested = (record.getMessage() for record in caplog.records)
+    assert f'unknown key "\\u001b[2J\\u009b\\n{"x" * 34}\\u2026" is ignored' in escaped
+    assert escaped.isprintable()
+    assert "unknown key <key number 1> is ignored" in top
+    assert 's3."".<key number 2> is ignored' in nested
+    assert SECRET not in caplog.text
