@@ -55,10 +55,12 @@ class Agent:
         tools = replace(await self._isolated(), claimed=claimed)
         result = PassResult()
         todo: set[str] | None = None
+        held = 0
         for listing in range(1, _LISTINGS + 1):
             started = time.monotonic()
             entries = [entry async for entry in tools.fetcher.store.list(self.url)]
             models = [model for model in scan(self.url, entries) if todo is None or model.name in todo]
+            held = max(held, len(models))
             jobs = [ModelJob(model, tools, time.monotonic() - started) for model in models]
             todo = await self._run_jobs(jobs, result, last=listing == _LISTINGS)
             if not todo:
@@ -66,7 +68,7 @@ class Agent:
             log.warning("%s: overwritten while it was fetched: listing again", ", ".join(sorted(todo)))
         if not result.models:
             raise EmptyRepository(
-                f"none of the {len(models)} models in {self.url} declares the dragonfly agent",
+                f"none of the {held} models in {self.url} declares the dragonfly agent",
                 hint='add `model_repository_agents { agents [ { name: "dragonfly" } ] }` to config.pbtxt, or use --all',
             )
         return result

@@ -94,11 +94,12 @@ class ModelJob:
         try:
             with disk_errors(folder.state if folder else Path(tempfile.gettempdir())):
                 outcome = await self._outcome()
-        except Changed:
-            raise
         except DfagentError as exc:
+            if isinstance(exc, Changed) and exc is not self.source.problem:
+                raise
             self.error = exc
             outcome = "failed"
+            await self._tidy()
         if outcome is None:
             return None
         record = self._record(outcome)
@@ -117,6 +118,11 @@ class ModelJob:
             await self._fetch_all([(file, None) for file in self.source.files])
             return "warmed"
         return await self._materialise(self.tools.folder, config)
+
+    async def _tidy(self) -> None:
+        """Removes what failed downloads of the model left: dfdaemon may write a file after we gave it up."""
+        if self.tools.folder and not self.source.problem:
+            await asyncio.to_thread(self.tools.folder.remove_unfinished, self.source.name)
 
     def _declares(self, config: bytes | None) -> bool:
         return config is not None and declares_dragonfly(parse_config(config, self._config_label))
@@ -204,6 +210,7 @@ class ModelJob:
         """Fetches side by side; each file goes to its taker as soon as it is whole, so a kill loses only the rest."""
         folder = self.tools.folder
         self.tools.observer.fetching(self.source.name, sum(file.entry.size for file, _ in files))
+        await self._tidy()
         partials = await asyncio.to_thread(folder.partials, self.source.name) if folder and files else None
         started = time.monotonic()
         async with owned_tasks() as group:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 import orjson
 
 from dfagent.errors import DfagentError
+from dfagent.redact import redact
 from dfagent.types import Fetched, FetchRequest, Source, Traffic
 
 
@@ -95,7 +96,7 @@ def main_source(objects: Iterable[ObjectRecord]) -> Source | None:
 
 def error_fields(error: DfagentError) -> dict[str, str]:
     """The error as a record holds it."""
-    return {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+    return {"type": type(error).__name__, "message": redact(error.message), "hint": error.hint}
 
 
 def to_json_line(record: ObjectRecord | ModelRecord) -> bytes:

@@ -7,7 +7,14 @@ import re
 # A query may hold quotes and brackets, so it ends where no URL goes on; what closes the sentence around it is kept.
 _QUERY = re.compile(r"""(https?://[^\s?"<>]*)\?[^\s"<>]*?([])}',.:;]*)(?=[\s"<>]|$)""", re.IGNORECASE)
 
+# What signs, also where only a part of a URL or a string to sign is quoted.
+_PARAMETER = re.compile(
+    r"((?:X-(?:Amz|Goog|Obs|Oss)-[\w-]+|x-oss-[\w-]+|Signature|sig|AWSAccessKeyId|GoogleAccessId|security-token)=)"
+    r"[^\s&\"'<>]+",
+    re.IGNORECASE,
+)
+
 
 def redact(text: str) -> str:
-    """The text with the query of every URL in it replaced by `?…`."""
-    return _QUERY.sub(r"\1?…\2", text)
+    """The text with the query of every URL in it, and the value of every signing parameter, replaced by `…`."""
+    return _PARAMETER.sub(r"\1…", _QUERY.sub(r"\1?…\2", text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,35 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
-_PATH = click.Path(path_type=Path)
+_LONGEST_WAIT = 7 * 86_400.0
+
+
+class Folder(click.Path):
+    """A path that is not empty: an unset variable in a script must not mean the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("is empty: is a variable unset?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A time that a clock can count."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0.1, max=_LONGEST_WAIT)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail("is no number of seconds", param, ctx)
+        return seconds
+
+
+_PATH = Folder()
 
 _SHARED = (
     click.argument("urls", metavar="URL...", nargs=-1, required=True),
@@ -26,18 +55,16 @@ _SHARED = (
     click.option("--config", type=_PATH, metavar="FILE", help="dragonfly_config.json"),
     click.option("--credentials", type=_PATH, metavar="FILE", help="cloud_credential.json"),
     click.option("--json", "as_json", is_flag=True, help="Records as JSON Lines on standard output, no table."),
-    click.option(
-        "--connect-timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, metavar="SECONDS"
-    ),
+    click.option("--connect-timeout", type=Seconds(), default=10.0, show_default=True, metavar="SECONDS"),
     click.option(
         "--stall-timeout",
-        type=click.FloatRange(min=0.1),
+        type=Seconds(),
         default=60.0,
         show_default=True,
         metavar="SECONDS",
         help="Give up an attempt after this long without a byte.",
     ),
-    click.option("--load-timeout", type=click.FloatRange(min=0.1), default=300.0, show_default=True, metavar="SECONDS"),
+    click.option("--load-timeout", type=Seconds(), default=300.0, show_default=True, metavar="SECONDS"),
     click.option("-v", "--verbose", is_flag=True, help="Log every object and every decision."),
 )
 

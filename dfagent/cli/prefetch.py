@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dfagent.cli.options import shared_options
+from dfagent.cli.options import Folder, shared_options
+
+if TYPE_CHECKING:
+    from dfagent.errors import DfagentError
 
 
 @click.command("prefetch", short_help="Bring models to this node, once.")
-@click.option("--to", type=click.Path(path_type=Path), metavar="DIR", help="Triton's model repository; made if absent.")
+@click.option("--to", type=Folder(), metavar="DIR", help="Triton's model repository; made if absent.")
 @click.option("--load", is_flag=True, help="Load each model in Triton (explicit model control) and wait until READY.")
 @shared_options
 def command(to: Path | None, load: bool, **arguments: Any) -> None:
@@ -27,10 +30,9 @@ def command(to: Path | None, load: bool, **arguments: Any) -> None:
     run(_prefetch(to, load, arguments))
 
 
-async def _prefetch(to: Path | None, load: bool, arguments: dict[str, Any]) -> None:
+async def _prefetch(to: Path | None, load: bool, arguments: dict[str, Any]) -> list[DfagentError]:
     from dfagent.cli.progress import watch_progress
     from dfagent.cli.report import print_result
-    from dfagent.cli.running import fail
     from dfagent.cli.session import run_options, settings
     from dfagent.wiring import open_session
 
@@ -41,5 +43,4 @@ async def _prefetch(to: Path | None, load: bool, arguments: dict[str, Any]) -> N
                 await session.triton.check()
             result = await session.run()
     print_result(result, as_json=arguments["as_json"])
-    if result.errors:
-        fail(result.errors)
+    return result.errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dfagent.agent import PassResult
+from dfagent.errors import NoSpace
 from dfagent.records import ModelRecord, to_json_line
 
 _PHASES = ("list", "fetch", "publish", "load")
@@ -25,15 +27,29 @@ def print_result(result: PassResult, *, as_json: bool) -> None:
         print_json(result)
     elif result.models:
         # A file or a pipe has no width, and rich's default of 80 columns would cut the table.
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        console.print(fitting_table(console, result.models))
+        console = Console(width=None if sys.stdout and sys.stdout.isatty() else 120)
+        with console.capture() as drawn:
+            console.print(fitting_table(console, result.models))
+        _write(drawn.get().encode(errors="replace"))
 
 
 def print_json(result: PassResult) -> None:
     """JSON Lines: the objects, then the models."""
-    for line in (*map(to_json_line, result.objects), *map(to_json_line, result.models)):
-        sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
+    _write(b"".join((*map(to_json_line, result.objects), *map(to_json_line, result.models))))
+
+
+def _write(data: bytes) -> None:
+    """Writes to standard output. A reader that has gone is no failure of the pass, so it is left at that."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as exc:
+        # Python would fail once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(exc, BrokenPipeError):
+            raise NoSpace(f"the records can't be written: {exc.strerror}", hint="where does --json go?") from exc
 
 
 def fitting_table(console: Console, models: list[ModelRecord]) -> Table:

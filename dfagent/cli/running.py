@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from dfagent.errors import DfagentError
@@ -25,36 +27,61 @@ def set_up_logging(level: int) -> None:
 def fail(errors: Sequence[DfagentError]) -> NoReturn:
     """Prints every error with its hint and ends with the first one's exit code."""
     for error in errors:
-        print(f"error: {redact(error.message)}", file=sys.stderr)
+        complain(f"error: {redact(error.message)}")
         if error.hint:
-            print(f"  hint: {error.hint}", file=sys.stderr)
+            complain(f"  hint: {error.hint}")
     sys.exit(errors[0].exit_code)
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs the coroutine to its end, or until SIGINT or SIGTERM cancels it (exit code 130 or 143)."""
-    received: list[int] = []
+def complain(text: str) -> None:
+    """Says it on standard error, if anybody can hear it there."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(text, file=sys.stderr)
 
-    async def guarded() -> None:
-        task = asyncio.ensure_future(main)
 
-        def interrupt(number: int) -> None:
-            received.append(number)
-            task.cancel()
+def run(main: Coroutine[Any, Any, Sequence[DfagentError]]) -> None:
+    """Runs the coroutine to its end, or until SIGINT or SIGTERM cancels it (exit code 130 or 143).
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, interrupt, number)
-        await task
-
+    What it returns are the errors that it went on after: they are told, and the first one decides about the exit code.
+    """
     try:
-        asyncio.run(guarded())
-    except asyncio.CancelledError:
-        number = received[0] if received else signal.SIGINT
-        print(f"interrupted by {signal.Signals(number).name}: what arrived is kept, run again", file=sys.stderr)
-        sys.exit(128 + number)
+        errors = asyncio.run(_guarded(main))
     except DfagentError as exc:
         fail([exc])
     except Exception:  # noqa: BLE001 — the last line of defence: a bug must not print a signature
-        print(redact(traceback.format_exc()), file=sys.stderr)
-        print("error: this is a bug in dfagent: please report it with the lines above", file=sys.stderr)
+        complain(redact(traceback.format_exc()))
+        complain("error: this is a bug in dfagent: please report it with the lines above")
         sys.exit(1)
+    if errors:
+        fail(errors)
+
+
+async def _guarded(main: Coroutine[Any, Any, Sequence[DfagentError]]) -> Sequence[DfagentError]:
+    task = asyncio.ensure_future(main)
+    received: list[int] = []
+
+    def interrupt(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, interrupt, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        first = signal.Signals(received[0]) if received else signal.SIGINT
+        complain(f"interrupted by {first.name}: what arrived is kept, run again")
+        leave(128 + first)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process without waiting for threads: an SDK's call to a silent store can't be cancelled.
+
+    Everything that has to be given back was given back when the coroutine ended.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            if stream is not None:
+                stream.flush()
+    os._exit(code)

@@ -6,21 +6,21 @@ import asyncio
 import logging
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dfagent.cli.options import shared_options
+from dfagent.cli.options import Folder, Seconds, shared_options
 
 if TYPE_CHECKING:
     from dfagent.agent import PassResult
 
 
 @click.command("serve", short_help="Keep models up to date, until stopped.")
-@click.option("--to", type=click.Path(path_type=Path), metavar="DIR", required=True, help="Triton's model repository.")
+@click.option("--to", type=Folder(), metavar="DIR", required=True, help="Triton's model repository.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -38,8 +38,9 @@ def command(to: Path, interval: float, **arguments: Any) -> None:
     run(_serve(to, interval, arguments))
 
 
-async def _serve(to: Path, interval: float, arguments: dict[str, Any]) -> None:
+async def _serve(to: Path, interval: float, arguments: dict[str, Any]) -> NoReturn:
     from dfagent.cli.progress import Silent
+    from dfagent.cli.running import leave
     from dfagent.cli.session import run_options, settings
     from dfagent.sidecar.watch import watch
     from dfagent.wiring import open_session
@@ -50,10 +51,12 @@ async def _serve(to: Path, interval: float, arguments: dict[str, Any]) -> None:
     options = run_options(arguments, to, load=bool(arguments["triton"]))
     async with open_session(settings(arguments), options, Silent()) as session:
         await watch(session, interval, stop, lambda result: _report(result, arguments["as_json"]))
+    leave(0)
 
 
 def _report(result: PassResult, as_json: bool) -> None:
     from dfagent.cli.report import print_json
+    from dfagent.redact import redact
 
     log = logging.getLogger("dfagent.serve")
     for record in result.models:
@@ -62,6 +65,6 @@ def _report(result: PassResult, as_json: bool) -> None:
             state = "loaded" if record.loaded else "published"
             log.info("%s: generation %s %s", record.model, record.generation[:12], state)
     for error in result.errors:
-        log.error("%s", error)
+        log.error("%s", redact(str(error)))
     if as_json:
         print_json(result)

@@ -16,6 +16,8 @@ def run_options(arguments: dict[str, Any], target: Path | None, load: bool) -> R
     """The shared options of `cli.options` as the values that wiring takes."""
     if load and not arguments["triton"]:
         raise ConfigError("--load needs Triton's address", hint="give --triton HOST:PORT (its gRPC port, often 8001)")
+    if arguments["state"] and target is None:
+        raise ConfigError("--state goes with --to", hint="give --to DIR, or leave --state out")
     if arguments["triton"] and not load:
         raise ConfigError("--triton alone loads nothing", hint="add --load, or leave --triton out")
     return RunOptions(

@@ -10,7 +10,7 @@ from typing import Any
 from dfagent.errors import InvalidModelConfig
 
 AGENT_NAME = "dragonfly"
-MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_BYTES = 128 << 10
 """A larger file is not a model configuration: parsing takes seconds a MiB."""
 
 # A parser that recurses meets hostile text here: real configurations nest six deep.

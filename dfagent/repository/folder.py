@@ -5,8 +5,10 @@ DIR/<model>                                   -> relative link into generations/
                       /manifests/<model>/<digest>.json what a generation is made of
                       /staging/<model>/<digest>/       a generation that is being assembled
                       /partials/<model>/               downloads under way
-                      /loaded/<model>.json             what Triton was last seen to serve
+                      /loaded/<model>                  what Triton was last seen to serve
                       /configs/<model>                 config.pbtxt as the store has it, after its version
+                      /target                          which DIR this is the state of
+                      /tmp/                            files that are about to be renamed
                       /lock                            held by the one dfagent that works here
 """
 
@@ -26,6 +28,8 @@ from dfagent.repository.manifest import Manifest
 
 FOLDER_MODE = 0o750
 FILE_MODE = 0o640
+_KINDS = ("generations", "manifests", "staging", "partials", "loaded", "configs", "tmp")
+_OWNER = "target"
 
 
 class RepositoryFolder:
@@ -33,24 +37,18 @@ class RepositoryFolder:
 
     def __init__(self, target: Path, state: Path | None = None) -> None:
         # Resolved once, because a relative link must be right from where DIR really is.
-        self.target = target.resolve()
-        self.state = state.resolve() if state else self.target.parent / f".dfagent-{self.target.name}"
+        self.target = _resolved(target)
+        self.state = _resolved(state) if state else self.target.parent / f".dfagent-{self.target.name}"
         self._lock_fd = -1
 
     def open(self) -> None:
         """Makes both folders, proves that a link in one can be replaced from the other, and takes the lock."""
         with disk_errors(self.target):
-            if self.state == self.target or self.target in self.state.parents:
-                raise ConfigError(
-                    f"the state folder {self.state} lies inside the model repository {self.target}",
-                    hint="choose one beside it: Triton takes every folder in its repository for a model",
-                )
+            self._check_places()
             self.target.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            for folder in (
-                self.state,
-                *map(self._state, ("generations", "manifests", "staging", "partials", "loaded", "configs")),
-            ):
-                folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            for kind in _KINDS:
+                self._state(kind).mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            (self.state / _OWNER).write_text(self._owner)
             self._lock()
             try:
                 self._check_same_mount()
@@ -58,6 +56,36 @@ class RepositoryFolder:
             except BaseException:
                 self.close()
                 raise
+
+    @property
+    def _owner(self) -> str:
+        """How the state folder names its DIR; relative, so that both can be moved together."""
+        return os.path.relpath(self.target, self.state)
+
+    def _check_places(self) -> None:
+        """Refuses places where one folder would spoil the other, and a state folder that is not this DIR's own."""
+        if self.state == self.target or self.target in self.state.parents:
+            raise ConfigError(
+                f"the state folder {self.state} lies inside the model repository {self.target}",
+                hint="choose one beside it: Triton takes every folder in its repository for a model",
+            )
+        if self.state in self.target.parents:
+            raise ConfigError(
+                f"the model repository {self.target} lies inside the state folder {self.state}",
+                hint="choose a state folder beside it",
+            )
+        owner = _read_text(self.state / _OWNER)
+        names = {path.name for path in self.state.iterdir()} if self.state.exists() else set()
+        if owner is None and names - {*_KINDS, "lock"}:
+            raise ConfigError(
+                f"the state folder {self.state} holds files that are not dfagent's",
+                hint="choose an empty or a new folder for --state",
+            )
+        if owner is not None and owner != self._owner:
+            raise ConfigError(
+                f"{self.state} is the state folder of another model repository ({owner} from there)",
+                hint="give each --to a --state of its own",
+            )
 
     def close(self) -> None:
         if self._lock_fd >= 0:
@@ -83,7 +111,7 @@ class RepositoryFolder:
 
     def _check_same_mount(self) -> None:
         # Two mounts of one file system have the same device number: only trying tells.
-        probe, arrived = self.state / f"probe-{uuid.uuid4().hex}", self.target / f".dfagent-probe-{uuid.uuid4().hex}"
+        probe, arrived = self.temporary(), self.target / f".dfagent-probe-{uuid.uuid4().hex}"
         probe.touch(FILE_MODE)
         try:
             os.replace(probe, arrived)
@@ -107,14 +135,16 @@ class RepositoryFolder:
 
     def _sweep(self) -> None:
         """Removes what a killed run left and nobody can go on with; parts of direct downloads are kept."""
-        for leftover in self._state("partials").glob("*/*.partial"):
-            if not leftover.name.endswith(".direct.partial"):
-                leftover.unlink(missing_ok=True)
-        for pattern in ("link-*", "config-*", "probe-*"):
-            for leftover in self.state.glob(pattern):
-                leftover.unlink(missing_ok=True)
+        for folder in _children(self._state("partials")):
+            self.remove_unfinished(folder.name)
+        for leftover in _children(self._state("tmp")):
+            leftover.unlink()
 
     # One model's places
+
+    def temporary(self) -> Path:
+        """A new name for a file that is about to be renamed; what a killed run leaves is removed at the start."""
+        return self._state("tmp") / uuid.uuid4().hex
 
     def partials(self, model: str) -> Path:
         folder = self._state("partials") / model
@@ -140,12 +170,12 @@ class RepositoryFolder:
 
     def store_config(self, model: str, version: str, data: bytes) -> None:
         """Remembers it, so that an unchanged model costs no request."""
-        temporary = self.state / f"config-{uuid.uuid4().hex}"
+        temporary = self.temporary()
         temporary.write_bytes(version.encode() + b"\n" + data)
         os.replace(temporary, self._state("configs") / model)
 
     def loaded_path(self, model: str) -> Path:
-        return self._state("loaded") / f"{model}.json"
+        return self._state("loaded") / model
 
     def current(self, model: str) -> str | None:
         """The digest of the generation that DIR/<model> leads to, None where nothing of ours is published.
@@ -183,7 +213,7 @@ class RepositoryFolder:
         """Makes DIR/<model> lead to the generation, by one atomic replacement; nothing ever sees it missing."""
         link = self.target / model
         text = os.path.relpath(self.generation(model, digest), self.target)
-        prepared = self.state / f"link-{uuid.uuid4().hex}"
+        prepared = self.temporary()
         with disk_errors(self.target):
             prepared.symlink_to(text)
             os.replace(prepared, link)
@@ -204,8 +234,29 @@ class RepositoryFolder:
             if folder.name != keep:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def remove_unfinished(self, model: str) -> None:
+        """Removes partials that no later download goes on with: all but those of direct ones."""
+        for partial in _children(self._state("partials") / model):
+            if not partial.name.endswith((".direct.partial", ".direct.parts")):
+                partial.unlink(missing_ok=True)
+
     def remove_partials(self, model: str) -> None:
         shutil.rmtree(self._state("partials") / model, ignore_errors=True)
+
+
+def _resolved(path: Path) -> Path:
+    with disk_errors(path):
+        try:
+            return path.resolve()
+        except RuntimeError as exc:  # a loop of symbolic links, before Python 3.13
+            raise ConfigError(f"{path} is a loop of links", hint="choose another folder") from exc
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
 
 
 def _children(folder: Path) -> Iterator[Path]:

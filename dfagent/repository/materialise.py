@@ -63,16 +63,18 @@ class Staging:
             if size != file.size:
                 partial.unlink()
                 raise Truncated(f"{self.manifest.model}/{file.path}: {size} bytes arrived, {file.size} were listed")
+            # Before the name says that it is whole: after a power cut nothing else would tell zeros from bytes.
+            _sync_file(partial)
             os.replace(partial, self._path / file.path)
 
     def write(self, file: ManifestFile, data: bytes) -> None:
         """Writes a file of our own."""
-        path = self._path / file.path
         with disk_errors(self._folder.state):
-            temporary = path.with_name(f".{path.name}.new")
+            temporary = self._folder.temporary()
             temporary.write_bytes(data)
             temporary.chmod(FILE_MODE)
-            os.replace(temporary, path)
+            _sync_file(temporary)
+            os.replace(temporary, self._path / file.path)
 
     def finish(self) -> None:
         """Makes the assembled files a generation: synced, with its manifest, under its final name."""
@@ -80,13 +82,11 @@ class Staging:
         generation = self._folder.generation(model, self.digest)
         manifest_path = self._folder.manifest_path(model, self.digest)
         with disk_errors(self._folder.state):
-            for file in manifest.files:
-                _sync_file(self._path / file.path)
             for parent in {(self._path / file.path).parent for file in manifest.files} | {self._path}:
                 sync_folder(parent)
             for folder in (generation.parent, manifest_path.parent):
                 folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            temporary = manifest_path.with_suffix(".new")
+            temporary = self._folder.temporary()
             temporary.write_bytes(manifest.to_json())
             _sync_file(temporary)
             os.replace(temporary, manifest_path)

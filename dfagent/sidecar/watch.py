@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
 from dfagent._compat import timeout
 from dfagent.agent import PassResult
+from dfagent.redact import redact
 from dfagent.wiring import Session
 
 log = logging.getLogger("dfagent.sidecar")
@@ -28,7 +30,7 @@ async def watch(session: Session, interval: float, stop: asyncio.Event, report: 
             if not current.done():
                 log.info("stopping: the pass under way is given up, the next start resumes it")
                 return
-            report(current.result())
+            _report(current, report)
             with suppress(asyncio.TimeoutError):
                 async with timeout(interval):
                     await stop.wait()
@@ -36,3 +38,13 @@ async def watch(session: Session, interval: float, stop: asyncio.Event, report: 
             for task in (current, waiting):
                 task.cancel()
             await asyncio.wait({current, waiting})
+
+
+def _report(done: asyncio.Task[PassResult], report: Callable[[PassResult], None]) -> None:
+    """Reports the pass; a bug in it must not end what has run for months, so it is logged and the next pass comes."""
+    error = done.exception()
+    if error is None:
+        report(done.result())
+        return
+    trace = "".join(traceback.format_exception(error))
+    log.critical("this is a bug in dfagent, the next pass tries again:\n%s", redact(trace))

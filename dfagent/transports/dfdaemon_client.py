@@ -9,7 +9,15 @@ from typing import Any
 import grpc
 from dragonfly_api import dfdaemon_pb2, dfdaemon_pb2_grpc
 
-from dfagent.errors import ConnectFailed, DfagentError, NoSpace, Overloaded, PeerUnavailable, StoreUnavailable
+from dfagent.errors import (
+    ConnectFailed,
+    DfagentError,
+    NoSpace,
+    Overloaded,
+    PeerUnavailable,
+    StoreUnavailable,
+    Truncated,
+)
 from dfagent.redact import redact
 from dfagent.transports.options import Timeouts
 from dfagent.transports.origin import origin_error
@@ -115,7 +123,10 @@ def _failure(label: str, exc: grpc.aio.AioRpcError, details: str) -> DfagentErro
             f"{label}: dfdaemon could not reach the origin: {details}",
             hint="can the node's dfdaemon reach the store's endpoint?",
         )
-    return origin_error(label, int(backend["status_code"]))
+    status = int(backend["status_code"])
+    if status < 300:
+        return Truncated(f"{label}: the origin's answer to dfdaemon broke off", hint="is the store still there?")
+    return origin_error(label, status)
 
 
 def _backend_detail(exc: grpc.aio.AioRpcError) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import aiohttp
 
 from dfagent.errors import ConfigError, DfagentError, Truncated
-from dfagent.tasks import owned_tasks
+from dfagent.tasks import finished_in_thread, owned_tasks
 from dfagent.transports.http import HttpClient, error_of, save_body
 from dfagent.transports.options import RequestOptions, Timeouts
 from dfagent.transports.partial import PartialFile
@@ -43,7 +42,7 @@ class DirectTransport:
         signed_at = time.monotonic()
         partial = PartialFile(folder, request.task.id, request.entry.size)
         try:
-            await asyncio.to_thread(partial.open)
+            await finished_in_thread(partial.open)
             new_bytes = partial.size - partial.bytes_done
             await self._fill(partial, request, signed)
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfagent.errors import ConnectFailed, DfagentError, NoSpace, Stalled, StoreUnavailable, Truncated
 from dfagent.redact import redact
+from dfagent.tasks import finished_in_thread
 from dfagent.transports.options import Timeouts
 from dfagent.transports.origin import origin_error
 
@@ -119,13 +119,10 @@ async def error_of(label: str, response: aiohttp.ClientResponse) -> DfagentError
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
     """Seconds that a Retry-After header asks for, given as a number or as a date (RFC 9110, 10.2.3)."""
     value = response.headers.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
     try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
+        return float(value) if value.isdecimal() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, when.timestamp() - time.time())
 
 
 async def save_body(
@@ -137,7 +134,7 @@ async def save_body(
         if written + len(chunk) > size:
             raise Truncated(f"{label}: the answer is longer than the {size} bytes of the object")
         try:
-            await asyncio.to_thread(_write_at, fd, chunk, offset + written)
+            await finished_in_thread(_write_at, fd, chunk, offset + written)
         except OSError as exc:
             if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

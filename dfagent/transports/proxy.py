@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 import uuid
@@ -52,8 +51,10 @@ class ProxyTransport:
         signed_at = time.monotonic()
         headers = self._headers(request, signed)
         path = folder / f"{request.task.id[:32]}-{uuid.uuid4().hex[:8]}.proxy.partial" if folder else None
-        fd = await asyncio.to_thread(_create, path) if path else -1
+        fd = -1
         try:
+            if path:
+                fd = _create(path)
             async with self._http.get(request.label, signed.url, headers, proxy=self._proxy) as response:
                 if response.status != 200:
                     raise await self._error(request, response)
@@ -68,7 +69,7 @@ class ProxyTransport:
                 path.unlink(missing_ok=True)
             raise
         finally:
-            if path:
+            if fd >= 0:
                 os.close(fd)
         return Fetched(
             path=path,
@@ -99,6 +100,11 @@ class ProxyTransport:
     async def _error(self, request: FetchRequest, response: aiohttp.ClientResponse) -> DfagentError:
         """The origin's error by its own meaning; the proxy's and the daemon's own as the peer's."""
         kind = response.headers.get(_ERROR_TYPE, "")
+        if not kind and _TASK_ID not in response.headers and response.status != 429:
+            return PeerUnavailable(
+                f"{request.label}: what answers at the proxy's address is not dfdaemon: {response.status}",
+                hint="is `proxy` in dragonfly_config.json the address of dfdaemon's proxy (often port 4001)?",
+            )
         if response.status == 429:
             return Overloaded(f"{request.label}: the Dragonfly proxy sheds load", hint="lower `concurrency`")
         if kind in ("proxy", "dfdaemon"):

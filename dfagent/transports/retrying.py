@@ -8,9 +8,9 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfagent.errors import AccessDenied, DfagentError, Overloaded, SignedUrlExpired
+from dfagent.errors import AccessDenied, ConnectFailed, DfagentError, Overloaded, SignedUrlExpired
 from dfagent.transports.base import Transport
-from dfagent.types import Fetched, FetchRequest
+from dfagent.types import Fetched, FetchRequest, Source
 
 log = logging.getLogger("dfagent.transports")
 
@@ -57,11 +57,13 @@ class Retrying:
 
     async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
         attempts = failures = fruitless_signatures = furthest = 0
+        began = False
         while True:
             attempts += 1
             attempt = _Attempt(request)
             try:
-                return replace(await self._inner.fetch(attempt.request, folder), attempts=attempts)
+                fetched = await self._inner.fetch(attempt.request, folder)
+                return replace(fetched, attempts=attempts, source=_honest(fetched.source, began))
             except SignedUrlExpired as exc:
                 attempt.take_back()
                 fruitless_signatures = 0 if attempt.counted > furthest else fruitless_signatures + 1
@@ -70,6 +72,7 @@ class Retrying:
                 log.info("%s: signing again: %s", request.label, exc.message)
             except DfagentError as exc:
                 attempt.take_back()
+                began = began or not isinstance(exc, (Overloaded, ConnectFailed))
                 failures = 1 if attempt.counted > furthest else failures + 1
                 if not self._policy.allows(failures, exc):
                     raise
@@ -77,6 +80,11 @@ class Retrying:
                 log.warning("%s: trying again in %.1f s: %s", request.label, pause, exc.message)
                 await asyncio.sleep(pause)
             furthest = max(furthest, attempt.counted)
+
+
+def _honest(source: Source, began: bool) -> Source:
+    """The source, unless an attempt that failed may have brought the bytes that a later one found at a peer."""
+    return source if not began or source in (Source.COLD, Source.DIRECT) else Source.UNKNOWN
 
 
 class _Attempt:

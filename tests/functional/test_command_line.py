@@ -151,6 +151,10 @@ async def should_tell_that_triton_is_down_before_anything_is_downloaded(
         (["prefetch", "s3://bucket/x", "--to=m", "--load"], "--triton"),
         (["prefetch", "s3://bucket/x", "--to=m", "--triton=127.0.0.1:8001"], "--load"),
         (["prefetch", "s3://bucket/x", "--to=m", "--config=absent.json"], "absent.json"),
+        (["prefetch", "s3://bucket/x", "--to="], "is empty"),
+        (["prefetch", "s3://bucket/x", "--to=m", "--stall-timeout=nan"], "--stall-timeout"),
+        (["prefetch", "s3://bucket/x", "--to=m", "--connect-timeout=inf"], "--connect-timeout"),
+        (["prefetch", "s3://bucket/x", "--state=s"], "--state"),
         (["prefetch"], "URL"),
         (["fetch"], "fetch"),
     ],
@@ -222,6 +226,39 @@ async def should_stop_serving_at_once_in_the_middle_of_a_download(program: Progr
     _, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0, err.decode()
     assert b"given up" in err
+
+
+async def should_end_at_once_although_the_store_is_silent(program: Program) -> None:
+    """An SDK's thread that waits for an answer can't be cancelled, and must not hold the process."""
+    hold = program.gate.hold("list-type=2")
+    for command, code in (("prefetch", 128 + signal.SIGTERM), ("serve", 0)):
+        process = await program.start(command, program.url, f"--to={program.target}", *program.settings())
+        await asyncio.wait_for(hold.reached.wait(), 60)
+        hold.reached.clear()
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.communicate(), 20)
+        assert process.returncode == code
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+async def should_not_call_a_reader_that_went_away_a_bug(program: Program, form: list[str]) -> None:
+    program.put("net/config.pbtxt", CONFIG.encode())
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = ["prefetch", program.url, f"--to={program.target}", *program.settings(), *form]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from dfagent.cli import main; main()",
+        *arguments,
+        stdout=writer,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writer)
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, err.decode()
+    assert b"Traceback" not in err
+    assert (program.target / "net/config.pbtxt").exists()
 
 
 def should_not_import_what_a_command_does_not_use() -> None:

@@ -197,6 +197,7 @@ async def should_share_one_limit_of_requests_in_flight_between_all_repositories(
 
 async def should_report_a_model_that_changes_faster_than_it_can_be_fetched(store: Bucket) -> None:
     store.put_model("repo/net", v1__weights=b"0")
+    store.put_model("repo/calm", v1__weights=b"calm")
     real_requests = store.gate.requests
 
     class Overwriter(list[str]):
@@ -204,14 +205,15 @@ async def should_report_a_model_that_changes_faster_than_it_can_be_fetched(store
 
         def append(self, head: str) -> None:
             super().append(head)
-            if head.startswith("GET ") and "1/weights" in head:
+            if head.startswith("GET ") and "net/1/weights" in head:
                 store.put("repo/net/1/weights", str(len(self)))
 
     store.gate.heads = Overwriter()
     result = await store.run()
     assert isinstance(result.errors[0], Changed)
-    assert not list(store.target.iterdir())
-    assert len(real_requests("1/weights")) == 5
+    assert {record.model: record.outcome for record in result.models} == {"calm": "published", "net": "failed"}
+    assert [path.name for path in store.target.iterdir()] == ["calm"]
+    assert len(real_requests("net/1/weights")) == 5
 
 
 async def should_not_take_a_neighbour_with_a_longer_name_along(store: Bucket) -> None:

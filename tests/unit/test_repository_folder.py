@@ -98,7 +98,7 @@ def should_take_no_generation_whose_manifest_is_not_its_own(folder: RepositoryFo
 def should_remove_what_a_killed_run_left_but_what_can_be_resumed(folder: RepositoryFolder) -> None:
     partials = folder.partials("net")
     left = [partials / name for name in ("t-1.proxy.partial", "t-2.dfdaemon.partial")]
-    left += [folder.state / name for name in ("link-1", "config-1", "probe-1")]
+    left.append(folder.temporary())
     resumable = [partials / name for name in ("t.direct.partial", "t.direct.parts")]
     for path in (*left, *resumable):
         path.write_text("left")
@@ -263,3 +263,38 @@ def should_say_which_folder_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file")
     with pytest.raises(RepositoryError, match="models"):
         RepositoryFolder(tmp_path / "models").open()
+
+
+def should_leave_a_state_folder_alone_that_holds_files_of_others(tmp_path: Path) -> None:
+    """`--state app` must not cost anybody the files of an application."""
+    state = tmp_path / "app"
+    state.mkdir()
+    (state / "config-prod.json").write_text("precious")
+    with pytest.raises(ConfigError, match="not dfagent's"):
+        RepositoryFolder(tmp_path / "models", state).open()
+    assert [path.name for path in state.iterdir()] == ["config-prod.json"]
+
+
+def should_refuse_one_state_folder_for_two_model_repositories(tmp_path: Path) -> None:
+    """One would remove the generations that the other's links lead to."""
+    RepositoryFolder(tmp_path / "a", tmp_path / "state").open()
+    with pytest.raises(ConfigError, match="of another model repository"):
+        RepositoryFolder(tmp_path / "b", tmp_path / "state").open()
+
+
+def should_let_both_folders_be_moved_together(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    folder = RepositoryFolder(tmp_path / "old" / "models")
+    folder.open()
+    wanted = manifest(**{"1__a": "one"})
+    assemble(folder, wanted)
+    folder.close()
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = RepositoryFolder(tmp_path / "new" / "models")
+    moved.open()
+    assert moved.manifest("net", wanted.digest) == wanted and moved.current("net") == wanted.digest
+
+
+def should_refuse_a_model_repository_inside_its_state_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lies inside the state folder"):
+        RepositoryFolder(tmp_path / "state" / "models", tmp_path / "state").open()

@@ -11,6 +11,7 @@ import pytest
 from dfagent.errors import (
     AccessDenied,
     Changed,
+    ConnectFailed,
     DfagentError,
     NotFound,
     OriginStatus,
@@ -40,8 +41,9 @@ class Script:
 
     name = "script"
 
-    def __init__(self, *steps: tuple[int, DfagentError | None]) -> None:
+    def __init__(self, *steps: tuple[int, DfagentError | None], source: Source = Source.DIRECT) -> None:
         self._steps = list(steps)
+        self._source = source
         self.attempts = 0
 
     async def aclose(self) -> None: ...
@@ -53,7 +55,7 @@ class Script:
         request.on_progress(moved)
         if error:
             raise error
-        return Fetched(None, self.name, Source.DIRECT, Traffic(), 0.0, 0.0)
+        return Fetched(None, self.name, self._source, Traffic(), 0.0, 0.0)
 
 
 def request(on_progress: Callable[[int], None] = lambda _count: None) -> FetchRequest:
@@ -144,3 +146,20 @@ async def should_wait_between_attempts_but_not_for_a_new_signature(monkeypatch: 
 def should_wait_as_long_as_a_busy_server_asks_within_reason() -> None:
     assert RetryPolicy().pause(1, Overloaded("later", retry_after=7.0)) >= 7.0
     assert RetryPolicy().pause(1, Overloaded("later", retry_after=86_400.0)) <= 60.0
+
+
+@pytest.mark.parametrize(
+    ("failure", "source", "told"),
+    [
+        (Stalled("stuck"), Source.LOCAL, Source.UNKNOWN),  # the peer may have gone on by itself and brought it
+        (Truncated("cut"), Source.REMOTE, Source.UNKNOWN),
+        (Stalled("stuck"), Source.COLD, Source.COLD),
+        (Overloaded("later"), Source.LOCAL, Source.LOCAL),  # nothing had begun
+        (ConnectFailed("nobody"), Source.REMOTE, Source.REMOTE),
+    ],
+)
+async def should_not_believe_a_source_that_an_earlier_attempt_may_have_made(
+    failure: DfagentError, source: Source, told: Source
+) -> None:
+    script = Script((0, failure), (SIZE, None), source=source)
+    assert (await Retrying(script, POLICY).fetch(request(), None)).source is told

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
 from dfagent.errors import NotFound, Stalled
-from dfagent.tasks import owned_tasks
+from dfagent.tasks import finished_in_thread, owned_tasks
 
 
 async def should_raise_the_first_error_as_itself_and_cancel_the_siblings() -> None:
@@ -86,3 +87,23 @@ async def together(*tasks: Coroutine[Any, Any, None]) -> None:
     async with owned_tasks() as group:
         for task in tasks:
             group.create_task(task)
+
+
+async def should_let_a_thread_finish_before_a_cancellation_goes_on() -> None:
+    """A write that goes on after its descriptor was closed may land in another file."""
+    begun, go_on, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(20)
+        finished.set()
+
+    task = asyncio.create_task(finished_in_thread(work))
+    await asyncio.to_thread(begun.wait, 20)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert finished.is_set()
