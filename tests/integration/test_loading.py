@@ -191,7 +191,7 @@ async def should_load_what_it_published_and_only_once(node: Node, start_triton: 
     second = the_model(await node.load(triton.grpc))
     assert (second.outcome, second.loaded) == ("unchanged", True)
     assert node.starts("net") == ["2"], "what Triton serves already is not loaded again"
-    (node.target.parent / ".dfagent-models/loaded/net.json").write_bytes(b'{"tri')
+    (node.target.parent / ".dfagent-models/loaded/net").write_bytes(b'{"tri')
     third = the_model(await node.load(triton.grpc))
     assert third.loaded and node.starts("net") == ["2", "2"], "half a note says nothing"
 
