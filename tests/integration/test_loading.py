@@ -190,10 +190,11 @@ async def should_load_what_it_published_and_only_once(node: Node, start_triton: 
     assert await infer(triton.grpc, "net", 21) == 42
     second = the_model(await node.load(triton.grpc))
     assert (second.outcome, second.loaded) == ("unchanged", True)
-    assert node.starts("net") == ["2"], "what Triton serves already is not loaded again"
+    # A load of files that are as they were may cost Triton nothing, so its starts alone don't show who asked for one.
+    assert second.seconds.load == 0.0 and node.starts("net") == ["2"], "what Triton serves is not loaded again"
     (node.target.parent / ".dfagent-models/loaded/net").write_bytes(b'{"tri')
     third = the_model(await node.load(triton.grpc))
-    assert third.loaded and node.starts("net") == ["2", "2"], "half a note says nothing"
+    assert third.loaded and third.seconds.load > 0.0, "half a note says nothing"
 
 
 async def should_load_an_overwritten_model_on_the_next_pass(node: Node, start_triton: StartTriton) -> None:
