@@ -90,13 +90,9 @@ class Agent:
 
         async def run(job: ModelJob) -> None:
             try:
-                result.add(job, await job.run())
-            except Changed as exc:
-                if last:
-                    job.source = replace(job.source, problem=exc)
-                    result.add(job, await job.run())
-                else:
-                    changed.add(job.source.name)
+                result.add(job, await job.run(may_list_again=not last))
+            except Changed:
+                changed.add(job.source.name)
 
         async with owned_tasks() as group:
             for job in jobs:

@@ -75,7 +75,7 @@ class Tools:
 
 @dataclass(slots=True)
 class ModelJob:
-    """`run` returns None for a model that is not to be materialised, and raises only `Changed`."""
+    """`run` returns None for a model that is not to be materialised, and raises only `Changed`, if it may."""
 
     source: ModelSource
     tools: Tools
@@ -87,7 +87,7 @@ class ModelJob:
     _generation: str = ""
     _loaded: bool = False
 
-    async def run(self) -> ModelRecord | None:
+    async def run(self, *, may_list_again: bool) -> ModelRecord | None:
         self._seconds = Seconds(list=self.list_seconds)
         self._size = sum(file.entry.size for file in self.source.files)
         folder = self.tools.folder
@@ -95,7 +95,7 @@ class ModelJob:
             with disk_errors(folder.state if folder else Path(tempfile.gettempdir())):
                 outcome = await self._outcome()
         except DfagentError as exc:
-            if isinstance(exc, Changed) and exc is not self.source.problem:
+            if may_list_again and isinstance(exc, Changed):
                 raise
             self.error = exc
             outcome = "failed"

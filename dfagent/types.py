@@ -143,8 +143,8 @@ class Traffic:
 class Fetched:
     """What a transport brought: `path` is its own partial file (None where it only warmed a peer's cache).
 
-    `linked` tells that the file may be the P2P cache's inode: it may be renamed, linked or unlinked, never opened for
-    writing and never chmod-ed. Seconds are of the attempt that succeeded.
+    The file may be the P2P cache's inode: it may be renamed, linked or unlinked, never opened for writing and never
+    chmod-ed. Seconds are of the attempt that succeeded.
     """
 
     path: Path | None
@@ -153,5 +153,4 @@ class Fetched:
     traffic: Traffic
     sign_seconds: float
     fetch_seconds: float
-    linked: bool = False
     attempts: int = 1

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from dfagent.errors import DfagentError, EmptyRepository, UnsafePath
+from dfagent.errors import EmptyRepository, UnsafePath
 from dfagent.types import ObjectEntry, RepositoryUrl
 
 CONFIG_NAME = "config.pbtxt"
@@ -41,7 +41,7 @@ class ModelSource:
     name: str
     files: tuple[ModelFile, ...] = ()
     folders: tuple[PurePosixPath, ...] = ()
-    problem: DfagentError | None = None
+    problem: UnsafePath | None = None
 
     @property
     def config(self) -> ModelFile | None:

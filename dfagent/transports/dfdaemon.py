@@ -49,7 +49,8 @@ class DfdaemonTransport:
         path = folder / f"{request.task.id[:32]}-{uuid.uuid4().hex[:8]}.dfdaemon.partial" if folder else None
         try:
             pieces = await self._download(request, self._message(request, signed, path))
-            linked = await asyncio.to_thread(_check_file, path, request) if path else False
+            if path:
+                await asyncio.to_thread(_check_file, path, request)
         except BaseException:
             if path:
                 path.unlink(missing_ok=True)
@@ -62,7 +63,6 @@ class DfdaemonTransport:
             traffic=pieces.traffic,
             sign_seconds=signed_at - started,
             fetch_seconds=time.monotonic() - signed_at,
-            linked=linked,
         )
 
     async def _download(self, request: FetchRequest, message: dfdaemon_pb2.DownloadTaskRequest) -> PieceCount:
@@ -129,18 +129,17 @@ def _count(piece: common_pb2.Piece, pieces: PieceCount, request: FetchRequest) -
         request.on_progress(piece.length)
 
 
-def _check_file(path: Path, request: FetchRequest) -> bool:
-    """Whether the finished file is linked to the cache; its size has to be the object's."""
+def _check_file(path: Path, request: FetchRequest) -> None:
+    """The finished file has to be where we asked for it, and of the object's size."""
     try:
-        status = os.stat(path, follow_symlinks=False)
+        size = os.stat(path, follow_symlinks=False).st_size
     except FileNotFoundError as exc:
         raise PeerUnavailable(
             f"{request.label}: dfdaemon says that it is done, but the file is not in {path.parent}",
             hint="does dfdaemon see this folder by another name? `path_map` in dragonfly_config.json tells which",
         ) from exc
-    if status.st_size != request.entry.size:
+    if size != request.entry.size:
         raise Truncated(
-            f"{request.label}: dfdaemon delivered {status.st_size} of {request.entry.size} bytes",
+            f"{request.label}: dfdaemon delivered {size} of {request.entry.size} bytes",
             hint="its cached task may be damaged: delete it there, then run again",
         )
-    return status.st_nlink > 1

@@ -76,14 +76,6 @@ class DfdaemonClient:
             return Known.FETCHING if task.peer_count else Known.NOBODY
         return Known.PEERS if task.state == "Succeeded" and task.peer_count else Known.NOBODY
 
-    async def delete_here(self, task_id: str) -> None:
-        """Removes the task from this node's cache, so that the next download is not a local hit."""
-        question = dfdaemon_pb2.DeleteLocalTaskRequest(task_id=task_id)
-        try:
-            await self.stub().DeleteLocalTask(question, timeout=self._timeouts.stall)
-        except grpc.aio.AioRpcError as exc:
-            raise peer_error(f"task {task_id[:12]}", exc, heard=False) from None
-
 
 def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentError:
     """dfdaemon's gRPC status as a typed error; `heard` tells whether the stream had begun.

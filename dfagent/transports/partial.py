@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -95,11 +94,6 @@ class PartialFile:
         """The whole file; its journal goes, so that nobody resumes into it."""
         self._journal_path.unlink(missing_ok=True)
         return self.path
-
-    def discard(self) -> None:
-        for path in (self._journal_path, self.path):
-            with suppress(FileNotFoundError):
-                path.unlink()
 
 
 @cache
