@@ -4,8 +4,9 @@
     ├ ConfigError                 which file, which key, what was expected
     ├ StoreError                  NotFound · AccessDenied · Changed · StoreUnavailable*
     ├ TransportError              ConnectFailed* · Stalled* · Truncated* · Overloaded* · SignedUrlExpired
-    │                             · OriginStatus · PeerUnavailable
+    │                             · OriginStatus · PeerUnavailable · NoHardLink
     ├ RepositoryError             EmptyRepository · InvalidModelConfig · UnsafePath · NoSpace · FolderInUse
+    │                             · DigestMismatch*
     ├ TritonError                 TritonUnavailable* · WrongControlMode · LoadRejected · LoadTimeout
     └ PartError                   a real part of the local set-up (demo, tests, benchmarks) is missing or will not start
   (* retryable)
@@ -113,6 +114,10 @@ class PeerUnavailable(TransportError):
     """The Dragonfly peer died or refused for a reason of its own: another transport may do it."""
 
 
+class NoHardLink(PeerUnavailable):
+    """dfdaemon can't link its file into our folder: another mount, or a folder that it does not see."""
+
+
 class RepositoryError(DfagentError):
     """The model repository, or the folder it is materialised in, is not usable."""
 
@@ -135,6 +140,12 @@ class NoSpace(RepositoryError):
     """The disk is full."""
 
     exit_code = 7
+
+
+class DigestMismatch(RepositoryError):
+    """The bytes are not the store's: size right, checksum wrong. Nothing of them is published."""
+
+    retryable = True
 
 
 class FolderInUse(RepositoryError):

@@ -98,11 +98,41 @@ class SignedUrl:
 
 
 @dataclass(frozen=True, slots=True)
+class Checksum:
+    """What a store says of an object's bytes, or what we computed of them.
+
+    `algorithm` is one of `dfagent.checksums.ALGORITHMS`, `value` the raw bytes in network order. `part_size` is 0 where
+    the checksum covers all bytes at once; else it covers the checksums of parts of that many bytes, one after the
+    other (S3's COMPOSITE, and the ETag of a multipart upload).
+    """
+
+    algorithm: str
+    value: bytes
+    part_size: int = 0
+
+    def __str__(self) -> str:
+        parts = f"/{self.part_size}" if self.part_size else ""
+        return f"{self.algorithm}{parts}:{self.value.hex()}"
+
+    @classmethod
+    def parse(cls, text: str) -> Checksum:
+        """The checksum that `str` wrote; raises ValueError for anything else."""
+        name, _, value = text.partition(":")
+        algorithm, _, part_size = name.partition("/")
+        return cls(algorithm, bytes.fromhex(value), int(part_size or 0))
+
+
+async def _none_known() -> Checksum | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
 class FetchRequest:
     """One object to fetch.
 
     `sign` is called just before each attempt; `label` names the object in logs; `on_progress` gets every number of
-    new bytes (negative when an attempt starts again).
+    new bytes (negative when an attempt starts again). `expected` asks for the store's own checksum of this version,
+    None where it has none; the answer is remembered, so it may be called often.
     """
 
     entry: ObjectEntry
@@ -110,6 +140,7 @@ class FetchRequest:
     sign: Callable[[], Awaitable[SignedUrl]]
     label: str
     on_progress: Callable[[int], None] = lambda _count: None
+    expected: Callable[[], Awaitable[Checksum | None]] = _none_known
 
 
 class Source(str, Enum):
@@ -140,11 +171,24 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Detour:
+    """A way that an object was to come by and did not: `why` is the error's message."""
+
+    tried: str
+    then: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
     """What a transport brought: `path` is its own partial file (None where it only warmed a peer's cache).
 
     The file may be the P2P cache's inode: it may be renamed, linked or unlinked, never opened for writing and never
     chmod-ed. Seconds are of the attempt that succeeded.
+
+    `computed` is the checksum of the bytes as they were written, where the transport saw them pass; `told` is the
+    store's own in the answer that they came in, set only where no peer stood between. `verified` is the store's
+    checksum that the file agrees with, None where there is none to agree with. `detours` are what was tried before.
     """
 
     path: Path | None
@@ -154,3 +198,8 @@ class Fetched:
     sign_seconds: float
     fetch_seconds: float
     attempts: int = 1
+    computed: Checksum | None = None
+    told: Checksum | None = None
+    verified: Checksum | None = None
+    verify_seconds: float = 0.0
+    detours: tuple[Detour, ...] = ()

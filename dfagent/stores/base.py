@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from dfagent.types import ObjectEntry, RepositoryUrl, SignedUrl
+from dfagent.types import Checksum, ObjectEntry, RepositoryUrl, SignedUrl
 
 
 class Store(Protocol):
@@ -24,6 +24,13 @@ class Store(Protocol):
 
     async def sign(self, entry: ObjectEntry) -> SignedUrl:
         """A GET URL for the object that does not outlive the credential."""
+        ...
+
+    async def checksum(self, entry: ObjectEntry) -> Checksum | None:
+        """The store's own checksum of this version of the object, None where it has none that we can compute.
+
+        The cheapest one to compute where there are several, MD5 last. Raises `Changed` for another version.
+        """
         ...
 
     async def aclose(self) -> None:
