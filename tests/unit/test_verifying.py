@@ -166,5 +166,3 @@ async def should_have_nothing_to_verify_where_only_a_cache_was_warmed() -> None:
     discard, _ = discarding(gone=True)
     assert (await Verifying(Bringing(), discard=discard).fetch(request, None)).verified is None
     assert not asked
-
-
