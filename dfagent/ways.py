@@ -1,4 +1,4 @@
-"""Builds the transports of a run: what verifies, tries again, falls back and explains around the ones that move bytes."""
+"""Builds the transports of a run: what verifies, tries again and falls back around those that move bytes."""
 
 from __future__ import annotations
 
