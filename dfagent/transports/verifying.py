@@ -72,8 +72,10 @@ class Verifying:
 
     async def _verified(self, request: FetchRequest, fetched: Fetched, path: Path) -> Checksum | None:
         task = request.task.id
-        if self._ledger and await asyncio.to_thread(_is_known, self._ledger, task, path):
-            return await asyncio.to_thread(self._ledger.checksum, task)
+        if self._ledger:
+            known = await asyncio.to_thread(_is_known, self._ledger, task, path)
+            if known:
+                return await asyncio.to_thread(self._ledger.checksum, task)
         expected = fetched.told or await request.expected()
         if expected is None:
             return None
