@@ -1,4 +1,4 @@
-"""`auto` on real Dragonfly: the way that each object takes, what a failing peer costs, and bytes that nobody has to suspect."""
+"""`auto` on real Dragonfly: the way each object takes, what a failing peer costs, and bytes above suspicion."""
 
 from __future__ import annotations
 
