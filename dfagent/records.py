@@ -96,7 +96,7 @@ class ModelRecord:
 
 
 def main_way(objects: Iterable[ObjectRecord]) -> tuple[str, Source] | None:
-    """The transport and source of most bytes (config.pbtxt always comes directly, so no model would be of one alone)."""
+    """The transport and source of most bytes (config.pbtxt always comes directly, so no model is of one alone)."""
     weights: dict[tuple[str, Source], int] = {}
     for record in objects:
         way = record.transport, record.source

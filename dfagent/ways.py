@@ -1,4 +1,4 @@
-"""Builds the transports of a run: what verifies, tries again, falls back and explains around the ones that move bytes."""
+"""Builds the transports of a run: what verifies, tries again and falls back around those that move bytes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class Tuning:
     block_size: int = BLOCK_SIZE
     range_size: int = RANGE_SIZE
     retries: RetryPolicy = field(default_factory=RetryPolicy)
-    peer_retries: RetryPolicy = RetryPolicy(attempts=2, overloaded_attempts=10, after_stall=False)
+    peer_retries: RetryPolicy = field(
+        default_factory=lambda: RetryPolicy(attempts=2, overloaded_attempts=10, after_stall=False)
+    )
 
 
 @dataclass(slots=True)
 class Ways:
-    """Makes a run's transports, and gives all of them back; `ledger` is None where no folder of ours is written into."""
+    """Makes a run's transports, and gives all of them back; `ledger` is None where no folder is written into."""
 
     dragonfly: DragonflySettings
     timeouts: Timeouts

@@ -29,7 +29,7 @@ from dfagent.types import Detour, Fetched, FetchRequest
 
 log = logging.getLogger("dfagent.transports")
 
-# dfdaemon's constant: what fits into one piece is fetched from the origin by every peer (dragonfly.md, "What it costs").
+# dfdaemon's constant: what fits into one piece is fetched from the origin by every peer.
 NEVER_SHARED = 4 << 20
 REST = 30.0
 """Seconds for which a way that can't work now is not tried by other objects."""
@@ -95,7 +95,7 @@ class Fallback:
     async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
         ways = await self._ways(request, folder)
         detours: list[Detour] = []
-        for way, following in zip(ways, [*ways[1:], None]):
+        for way, following in zip(ways, [*ways[1:], None], strict=True):
             if following is None:
                 return replace(await self._last(way, request, folder, detours), detours=tuple(detours))
             if way.rests:

@@ -8,11 +8,20 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfagent.errors import AccessDenied, ConnectFailed, DfagentError, Overloaded, SignedUrlExpired, Stalled
+from dfagent.errors import (
+    AccessDenied,
+    ConnectFailed,
+    DfagentError,
+    DigestMismatch,
+    Overloaded,
+    SignedUrlExpired,
+    Stalled,
+)
 from dfagent.transports.base import Transport
 from dfagent.types import Fetched, FetchRequest, Source
 
 log = logging.getLogger("dfagent.transports")
+_ATTEMPTS_AT_WRONG_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +29,8 @@ class RetryPolicy:
     """Full-jitter exponential backoff; `first_pause` and `longest_pause` in seconds.
 
     Load shedding gets more attempts than failures do: it says "later", not "broken". Where another transport can take
-    over, waiting for a second stall is not worth it: `after_stall` False.
+    over, waiting for a second stall is not worth it: `after_stall` False. Wrong bytes get one more attempt: who sends
+    them twice will go on, and each attempt is a whole download.
     """
 
     attempts: int = 4
@@ -38,6 +48,8 @@ class RetryPolicy:
         if isinstance(error, Stalled) and not self.after_stall:
             return False
         limit = self.overloaded_attempts if isinstance(error, Overloaded) else self.attempts
+        if isinstance(error, DigestMismatch):
+            limit = min(limit, _ATTEMPTS_AT_WRONG_BYTES)
         return error.retryable and failures < limit
 
 

@@ -72,8 +72,10 @@ class Verifying:
 
     async def _verified(self, request: FetchRequest, fetched: Fetched, path: Path) -> Checksum | None:
         task = request.task.id
-        if self._ledger and await asyncio.to_thread(self._is_known, task, path):
-            return await asyncio.to_thread(self._ledger.checksum, task)
+        if self._ledger:
+            known = await asyncio.to_thread(_is_known, self._ledger, task, path)
+            if known:
+                return await asyncio.to_thread(self._ledger.checksum, task)
         expected = fetched.told or await request.expected()
         if expected is None:
             return None
@@ -83,9 +85,6 @@ class Verifying:
         if computed.value == expected.value:
             return expected
         raise await self._mismatch(request, fetched, expected, computed)
-
-    def _is_known(self, task: str, path: Path) -> bool:
-        return self._ledger is not None and self._ledger.verified(task, os.stat(path, follow_symlinks=False))
 
     async def _mismatch(
         self, request: FetchRequest, fetched: Fetched, expected: Checksum, computed: Checksum
@@ -102,6 +101,10 @@ class Verifying:
             hint = f"delete task {request.task.id[:16]}… from the node's Dragonfly peer: its cache may be damaged"
         log.warning("%s; %s", message, hint)
         return DigestMismatch(message, hint=hint)
+
+
+def _is_known(ledger: Trust, task: str, path: Path) -> bool:
+    return ledger.verified(task, os.stat(path, follow_symlinks=False))
 
 
 def _comparable(computed: Checksum, expected: Checksum) -> bool:

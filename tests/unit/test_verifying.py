@@ -25,8 +25,8 @@ class Bringing:
 
     name = "bringing"
 
-    def __init__(self, data: bytes = DATA, **says: Checksum) -> None:
-        self._data, self._says = data, says
+    def __init__(self, data: bytes = DATA, told: Checksum | None = None, computed: Checksum | None = None) -> None:
+        self._data, self._told, self._computed = data, told, computed
 
     async def aclose(self) -> None: ...
 
@@ -34,7 +34,8 @@ class Bringing:
         path = folder / "partial" if folder else None
         if path:
             path.write_bytes(self._data)
-        return replace(Fetched(path, self.name, Source.UNKNOWN, Traffic(), 0.0, 0.0), **self._says)
+        fetched = Fetched(path, self.name, Source.UNKNOWN, Traffic(), 0.0, 0.0)
+        return replace(fetched, told=self._told, computed=self._computed)
 
 
 class Known:
@@ -76,8 +77,7 @@ async def should_let_the_stores_bytes_through_and_say_by_what_they_agree(
     tmp_path: Path, computed: Checksum | None
 ) -> None:
     request, _ = asking(RIGHT)
-    bringing = Bringing(computed=computed) if computed else Bringing()
-    fetched = await Verifying(bringing).fetch(request, tmp_path)
+    fetched = await Verifying(Bringing(computed=computed)).fetch(request, tmp_path)
     assert fetched.verified == RIGHT
     assert fetched.path is not None and fetched.path.read_bytes() == DATA
 
