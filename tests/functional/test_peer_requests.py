@@ -21,6 +21,7 @@ from dfagent.errors import (
     ConnectFailed,
     DfagentError,
     NoHardLink,
+    NoSpace,
     NotFound,
     OriginStatus,
     Overloaded,
@@ -272,6 +273,21 @@ async def should_not_blame_the_link_for_what_fails_after_it(tmp_path: Path) -> N
     async with serving(CannedDfdaemon(breaks), tmp_path / "sock"):
         transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS, force_hard_link=True)
         assert type(await failure_of(transport, request(), tmp_path / "partials")) is PeerUnavailable
+
+
+async def should_tell_our_own_full_disk_from_dfdaemons(tmp_path: Path) -> None:
+    """Only ours is no reason to go on by another way."""
+
+    async def full(_download: Any, context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        await context.abort(grpc.StatusCode.INTERNAL, "No space left on device (os error 28)")
+        yield started()
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(full), tmp_path / "sock"):
+        for size, expected in ((len(BODY), PeerUnavailable), (1 << 60, NoSpace)):
+            transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+            error = await failure_of(transport, request(size=size), tmp_path / "partials")
+            assert type(error) is expected and "no room" in error.message
 
 
 @pytest.mark.parametrize("scheduler", [True, False])
