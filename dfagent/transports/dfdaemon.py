@@ -117,6 +117,10 @@ class DfdaemonTransport:
         # Not before: dfdaemon may still make a file for a download that we gave up.
         if size != request.entry.size:
             raise Truncated(f"{request.label}: dfdaemon has {size} bytes of it, {request.entry.size} were listed")
+        # A stream that ends well is not enough: so does that of a dfdaemon which is told to end, and the file that it
+        # linked has its full size from the start.
+        if pieces.total != size and not await self._client.is_here(request.task.id):
+            raise Truncated(f"{request.label}: dfdaemon ended after {pieces.total} of {size} bytes")
         return pieces
 
     async def _error(
