@@ -122,7 +122,7 @@ class FaultOrigin:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         exchange = Exchange(reader, writer, self._listener)
         while request := await read_request(reader):
-            if not await self._answer(exchange, self._understand(request)):
+            if not await self._answer(exchange, self._understand(request)) or request.is_last:
                 return
 
     def _understand(self, request: Request) -> Asked:

@@ -95,7 +95,7 @@ class FaultPeer:
         exchange = Exchange(reader, writer, self._listener)
         while request := await read_request(reader):
             self.asked.append(request)
-            if not await self._exchange(exchange, request):
+            if not await self._exchange(exchange, request) or request.is_last:
                 return
 
     async def _exchange(self, exchange: Exchange, request: Request) -> bool:

@@ -32,6 +32,11 @@ class Request:
         return urlsplit(self.target).query
 
     @property
+    def is_last(self) -> bool:
+        """Whether the client wants the connection closed after the answer."""
+        return self.headers.get("connection", "").lower() == "close"
+
+    @property
     def range(self) -> tuple[int, int] | None:
         """First and last byte of the one range that was asked for; the last one may lie beyond the end."""
         unit, _, span = self.headers.get("range", "").partition("=")
