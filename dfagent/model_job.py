@@ -26,7 +26,7 @@ from dfagent.errors import (
     TritonUnavailable,
 )
 from dfagent.fetching import Fetcher
-from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_source
+from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_way
 from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, declares_dragonfly, parse_config, without_dragonfly
 from dfagent.repository.folder import RepositoryFolder, disk_errors
 from dfagent.repository.manifest import Manifest, ManifestFile
@@ -232,10 +232,14 @@ class ModelJob:
         started = time.monotonic()
         if fetched.path and take:
             await asyncio.to_thread(take, fetched.path)
-        record = ObjectRecord.of(model, str(file.path), request, fetched, time.monotonic() - started)
+        verify_seconds = fetched.verify_seconds + time.monotonic() - started
+        record = ObjectRecord.of(model, str(file.path), request, fetched, verify_seconds)
         self.objects.append(record)
         self._add(sign=record.seconds.sign, verify=record.seconds.verify)
-        log.info("%s: %d bytes by %s, %s", request.label, record.bytes, record.transport, record.source.value)
+        log.info(
+            "%s: %d bytes by %s, %s, %s",
+            *(request.label, record.bytes, record.transport, record.source.value, record.verified),
+        )
         return fetched.path or Path()
 
     def _fallback(self, folder: RepositoryFolder, before: str | None) -> str | None:
@@ -290,6 +294,8 @@ class ModelJob:
 
     def _record(self, outcome: str) -> ModelRecord:
         fetched = [record for record in self.objects if record.path != CONFIG_NAME] or self.objects
+        # What came of a failed model says nothing about the rest of it.
+        transport, source = (None if self.error else main_way(fetched)) or (self.tools.fetcher.transport.name, None)
         return ModelRecord(
             model=self.source.name,
             repository=self.tools.repository,
@@ -297,9 +303,8 @@ class ModelJob:
             bytes=self._size,
             fetched_bytes=sum(record.bytes for record in self.objects),
             objects=len(self.source.files),
-            transport=self.tools.fetcher.transport.name,
-            # What came of a failed model says nothing about the rest of it.
-            source=None if self.error else main_source(fetched),
+            transport=transport,
+            source=source,
             traffic=sum((record.traffic for record in self.objects), Traffic()),
             seconds=self._seconds,
             generation=self._generation,

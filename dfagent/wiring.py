@@ -14,13 +14,11 @@ from dfagent.errors import ConfigError, DfagentError
 from dfagent.fetching import Fetcher
 from dfagent.model_job import Observer, Tools
 from dfagent.repository.folder import RepositoryFolder
-from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
 from dfagent.stores.registry import open_store
 from dfagent.stores.url import parse_repository_url
-from dfagent.transports.base import Transport
-from dfagent.transports.options import RequestOptions, Timeouts
-from dfagent.transports.retrying import Retrying
+from dfagent.transports.options import Timeouts
+from dfagent.ways import Tuning, Ways
 
 if TYPE_CHECKING:
     from dfagent.triton.client import TritonClient
@@ -38,6 +36,7 @@ class RunOptions:
     triton: str | None = None
     load_timeout: float = 300.0
     timeouts: Timeouts = field(default_factory=Timeouts)
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 @dataclass(slots=True)
@@ -68,17 +67,18 @@ async def open_session(settings: Settings, options: RunOptions, observer: Observ
     """Everything a run needs, given back when it ends, however it ends."""
     urls = [parse_repository_url(text) for text in options.urls]
     name = settings.dragonfly.default_transport(options.transport)
-    if name == "direct" and options.target is None:
+    if options.target is None and not settings.dragonfly.has_peer(name):
         raise ConfigError(
             "without --to there is only a peer's cache to warm, and the direct transport has none",
             hint="give --to DIR, or name a Dragonfly peer by `socket` or `proxy` in dragonfly_config.json",
         )
     async with AsyncExitStack() as stack:
         folder = await _open_folder(stack, options)
-        transport = _transport(name, settings.dragonfly, options.timeouts)
-        stack.push_async_callback(transport.aclose)
-        direct = transport if name == "direct" else _transport("direct", settings.dragonfly, options.timeouts)
-        stack.push_async_callback(direct.aclose)
+        ledger = folder.ledger if folder else None
+        ways = Ways(settings.dragonfly, options.timeouts, ledger, options.tuning)
+        stack.push_async_callback(ways.aclose)
+        transport = ways.chosen(name)
+        direct = transport if name == "direct" else ways.direct()
         triton = _triton(options)
         if triton:
             stack.push_async_callback(triton.aclose)
@@ -90,11 +90,12 @@ async def open_session(settings: Settings, options: RunOptions, observer: Observ
                 settings.credentials,
                 connect_timeout=options.timeouts.connect,
                 read_timeout=options.timeouts.stall,
+                checksums=True,
             )
             stack.push_async_callback(store.aclose)
             tools = Tools(
-                fetcher=Fetcher(store, transport, limit),
-                config_fetcher=Fetcher(store, direct, limit),
+                fetcher=Fetcher(store, transport, limit, known=ledger),
+                config_fetcher=Fetcher(store, direct, limit, known=ledger),
                 folder=folder,
                 triton=triton,
                 observer=observer,
@@ -124,28 +125,3 @@ def _triton(options: RunOptions) -> TritonClient | None:
     from dfagent.triton.client import TritonClient
 
     return TritonClient(options.triton, load_timeout=options.load_timeout)
-
-
-def _transport(name: str, dragonfly: DragonflySettings, timeouts: Timeouts) -> Transport:
-    options = RequestOptions(
-        headers=dragonfly.header,
-        filtered_params=dragonfly.filter,
-        tag=dragonfly.tag or "",
-        application=dragonfly.application or "",
-        priority=dragonfly.priority or None,
-        piece_length=dragonfly.piece_length,
-    )
-    inner: Transport
-    if name == "direct":
-        from dfagent.transports.direct import DirectTransport
-
-        inner = DirectTransport(options, timeouts)
-    elif name == "proxy":
-        from dfagent.transports.proxy import ProxyTransport
-
-        inner = ProxyTransport(str(dragonfly.proxy), options, timeouts)
-    else:
-        from dfagent.transports.dfdaemon import DfdaemonTransport
-
-        inner = DfdaemonTransport(str(dragonfly.socket), options, timeouts, dragonfly.map_path)
-    return Retrying(inner)

@@ -47,8 +47,8 @@ _SHARED = (
     ),
     click.option(
         "--transport",
-        type=click.Choice(["direct", "proxy", "dfdaemon"]),
-        help="How bytes come [default: dfdaemon where `socket` is set, else proxy where `proxy` is set, else direct].",
+        type=click.Choice(["auto", "direct", "proxy", "dfdaemon"]),
+        help="How bytes come [default: auto, the cheapest that works for each object].",
     ),
     click.option("--all", "select_all", is_flag=True, help="Every model, not only those with the dragonfly agent."),
     click.option("--triton", metavar="HOST:PORT", help="Triton's gRPC address."),

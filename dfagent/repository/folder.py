@@ -9,6 +9,7 @@ DIR/<model>                                   -> relative link into generations/
                       /configs/<model>                 config.pbtxt as the store has it, after its version
                       /target                          which DIR this is the state of
                       /tmp/                            files that are about to be renamed
+                      /ledger.sqlite                   what was verified before, and what the store said of it
                       /lock                            held by the one dfagent that works here
 """
 
@@ -24,6 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dfagent.errors import ConfigError, FolderInUse, NoSpace, RepositoryError, UnsafePath
+from dfagent.repository import ledger
+from dfagent.repository.ledger import Ledger
 from dfagent.repository.manifest import Manifest
 
 FOLDER_MODE = 0o750
@@ -40,6 +43,7 @@ class RepositoryFolder:
         self.target = _resolved(target)
         self.state = _resolved(state) if state else self.target.parent / f".dfagent-{self.target.name}"
         self._lock_fd = -1
+        self.ledger = Ledger(self.state)
 
     def open(self) -> None:
         """Makes both folders, proves that a link in one can be replaced from the other, and takes the lock."""
@@ -53,6 +57,7 @@ class RepositoryFolder:
             try:
                 self._check_same_mount()
                 self._sweep()
+                self.ledger = Ledger(self.state)
             except BaseException:
                 self.close()
                 raise
@@ -76,7 +81,7 @@ class RepositoryFolder:
             )
         owner = _read_text(self.state / _OWNER)
         names = {path.name for path in self.state.iterdir()} if self.state.exists() else set()
-        if owner is None and names - {*_KINDS, "lock"}:
+        if owner is None and names - {*_KINDS, "lock", *ledger.FILES}:
             raise ConfigError(
                 f"the state folder {self.state} holds files that are not dfagent's",
                 hint="choose an empty or a new folder for --state",
@@ -88,6 +93,7 @@ class RepositoryFolder:
             )
 
     def close(self) -> None:
+        self.ledger.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from dfagent.errors import ConfigError
 from dfagent.settings.fields import OptionalPath, OptionalText
 
-TransportName = Literal["direct", "proxy", "dfdaemon"]
+TransportName = Literal["auto", "direct", "proxy", "dfdaemon"]
 
 MIN_PIECE_LENGTH = 4 * 1024 * 1024  # bytes; dfdaemon refuses shorter pieces
 
@@ -63,6 +63,7 @@ class DragonflySettings(BaseModel):
     header: dict[str, str] = Field(default_factory=dict)
     filter: tuple[str, ...] = ()
     transport: TransportName | None = None
+    legacy: bool | None = Field(default=None, strict=True)
     socket: OptionalPath = None
     tag: OptionalText = None
     application: OptionalText = None
@@ -137,20 +138,19 @@ class DragonflySettings(BaseModel):
         return Path(self.path_map[longest]) / path.relative_to(longest)
 
     def default_transport(self, asked: str | None = None) -> str:
-        """The transport to use: `asked`, else the file's, else dfdaemon, proxy or direct by what is configured.
+        """The transport to use: `asked`, else the file's, else `auto`, which takes whatever is configured.
 
         Raises `ConfigError` for an unknown name and for one whose address (`socket`, `proxy`) is not set.
         """
-        chosen = asked or self.transport or self._by_address()
+        chosen = asked or self.transport or "auto"
         if chosen not in get_args(TransportName):
-            raise ConfigError(f"unknown transport {chosen!r}", hint="choose direct, proxy or dfdaemon")
+            raise ConfigError(f"unknown transport {chosen!r}", hint="choose auto, direct, proxy or dfdaemon")
         self._check_address(chosen)
         return chosen
 
-    def _by_address(self) -> str:
-        if self.socket:
-            return "dfdaemon"
-        return "proxy" if self.proxy else "direct"
+    def has_peer(self, transport: str) -> bool:
+        """Whether a Dragonfly peer has a part in the transport, so that there is a cache to warm."""
+        return transport in ("proxy", "dfdaemon") or (transport == "auto" and bool(self.socket or self.proxy))
 
     def _check_address(self, name: str) -> None:
         if name == "proxy" and not self.proxy:

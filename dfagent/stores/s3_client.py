@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 AWS_ENDPOINT = "s3.amazonaws.com"
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
 _XML = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|[A-Za-z])")
+_CONNECTIONS = 32  # as many as all our threads may use at once
 _log = logging.getLogger("dfagent.stores.s3")
 
 
@@ -130,6 +131,7 @@ def _client(
         signature_version=signature,
         connect_timeout=timeouts.connect,
         read_timeout=timeouts.read,
+        max_pool_connections=_CONNECTIONS,
         retries={"mode": "standard", "total_max_attempts": 3},
         s3={"addressing_style": style},
     )

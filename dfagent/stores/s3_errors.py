@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from botocore import exceptions as sdk
 from botocore.parsers import ResponseParserError
 
-from dfagent.errors import AccessDenied, ConfigError, DfagentError, NotFound, StoreError, StoreUnavailable
+from dfagent.errors import AccessDenied, Changed, ConfigError, DfagentError, NotFound, StoreError, StoreUnavailable
 from dfagent.redact import redact
 from dfagent.stores.s3_listing import NOT_S3_HINT
 
@@ -81,6 +81,23 @@ def readable(place: str) -> Iterator[None]:
         if isinstance(exc, sdk.BotoCoreError):
             raise  # some of the SDK's own exceptions are ValueErrors too
         raise StoreError(f"{place}: the answer is not S3's ({type(exc).__name__})", hint=NOT_S3_HINT) from exc
+
+
+def translate_head(exc: sdk.ClientError, place: str) -> StoreError | None:
+    """The error of a HEAD, None where the store takes no HEAD of an object that it may well serve.
+
+    The answer to a HEAD has no body, so there is only its status to tell them apart.
+    """
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status == 412:
+        return Changed(f"{place} was overwritten after the listing", hint="run again")
+    if status == 404:
+        return NotFound(f"{place} was removed after the listing", hint="run again")
+    if status in (408, 429) or (status >= 500 and status != 501):
+        return StoreUnavailable(f"{place}: HEAD answered {status}", hint="the store is overloaded or broken: try again")
+    if 300 <= status < 400:
+        return StoreError(f"{place}: HEAD answered {status}", hint="redirects of signed requests are not followed")
+    return None
 
 
 def translate(exc: sdk.ClientError | sdk.BotoCoreError, place: str) -> DfagentError:

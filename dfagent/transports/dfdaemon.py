@@ -14,7 +14,7 @@ from dragonfly_api import common_pb2, dfdaemon_pb2
 
 from dfagent._compat import timeout
 from dfagent.errors import PeerUnavailable, Stalled, Truncated
-from dfagent.transports.dfdaemon_client import DfdaemonClient, peer_error
+from dfagent.transports.dfdaemon_client import DfdaemonClient, link_error, peer_error
 from dfagent.transports.options import RequestOptions, Timeouts, check_task_id
 from dfagent.transports.traffic import PieceCount, source_of
 from dfagent.types import Fetched, FetchRequest, SignedUrl, Traffic
@@ -24,21 +24,41 @@ class DfdaemonTransport:
     """Asks the node's peer for the object as a task.
 
     The file that appears at the output path may be the cache's inode: it is complete only when the stream ends, and
-    it is renamed or unlinked, never written. `map_path` turns our paths into those of dfdaemon's file system.
+    it is renamed or unlinked, never written. `map_path` turns our paths into those of dfdaemon's file system. With
+    `force_hard_link` dfdaemon must link: where it can't, `NoHardLink` comes before any bytes are fetched. Without, it
+    copies then.
     """
 
     name = "dfdaemon"
 
     def __init__(
-        self, socket: str, options: RequestOptions, timeouts: Timeouts, map_path: Callable[[Path], Path] = lambda p: p
+        self,
+        socket: str,
+        options: RequestOptions,
+        timeouts: Timeouts,
+        map_path: Callable[[Path], Path] = lambda p: p,
+        *,
+        force_hard_link: bool = False,
     ) -> None:
         self._client = DfdaemonClient(socket, timeouts)
         self._options = options
         self._timeouts = timeouts
         self._map_path = map_path
+        self._force_hard_link = force_hard_link
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    async def is_here(self, task_id: str) -> bool:
+        """Whether this node has the whole task; False where dfdaemon can't be asked."""
+        return await self._client.is_here(task_id)
+
+    async def discard(self, task_id: str) -> bool:
+        """Deletes the task from this node's cache; tells whether it is gone, False where dfdaemon can't be asked.
+
+        Files that dfdaemon linked for us keep their bytes.
+        """
+        return await self._client.discard(task_id)
 
     async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
         known_before = await self._client.task_state(request.task.id)
@@ -88,7 +108,8 @@ class DfdaemonTransport:
                 hint="the origin or the parent peer is stuck; --stall-timeout sets how long to wait",
             ) from exc
         except grpc.aio.AioRpcError as exc:
-            raise peer_error(request.label, exc, heard) from None
+            unlinked = None if heard or not message.download.force_hard_link else link_error(request.label, exc)
+            raise unlinked or peer_error(request.label, exc, heard) from None
         finally:
             stream.cancel()
         # Not before: dfdaemon may still make a file for a download that we gave up.
@@ -107,6 +128,7 @@ class DfdaemonTransport:
         )
         if path:
             download.output_path = str(self._map_path(path))
+            download.force_hard_link = self._force_hard_link
         if options.tag:
             download.tag = options.tag
         if options.application:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +14,7 @@ from dragonfly_api import dfdaemon_pb2, dfdaemon_pb2_grpc
 from dfagent.errors import (
     ConnectFailed,
     DfagentError,
+    NoHardLink,
     NoSpace,
     Overloaded,
     PeerUnavailable,
@@ -29,6 +32,23 @@ _CHANNEL_OPTIONS = (
     # A dfdaemon that restarts is found again within a retry's pause.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_CANT_LINK = frozenset(
+    {
+        errno.EXDEV,  # another mount, also one of the same disk
+        errno.ENOENT,  # dfdaemon does not see the folder
+        errno.ENOTDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EMLINK,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+    }
 )
 
 
@@ -52,17 +72,43 @@ class DfdaemonClient:
 
     async def task_state(self, task_id: str) -> TaskState:
         """What is known of the task now. An answer that does not come is `NOT_TOLD`: it never fails a download."""
-        if await self._is_here(task_id):
+        if await self.is_here(task_id):
             return TaskState(here=True, elsewhere=Known.NOT_TOLD)
         return TaskState(here=False, elsewhere=await self._elsewhere(task_id))
 
-    async def _is_here(self, task_id: str) -> bool:
+    async def is_here(self, task_id: str) -> bool:
+        """Whether this node has the whole task; False where dfdaemon can't be asked."""
         question = dfdaemon_pb2.StatLocalTaskRequest(task_id=task_id)
         try:
             answer = await self.stub().StatLocalTask(question, timeout=self._timeouts.connect)
         except grpc.aio.AioRpcError:
             return False
         return bool(answer.HasField("finished_at"))
+
+    async def discard(self, task_id: str) -> bool:
+        """Deletes the task from this node's cache; tells whether it is gone, False where dfdaemon can't be asked.
+
+        The scheduler is told as well, so that it sends nobody here for the task. dfdaemon does that first step only
+        for a task that it still has, so the deletion on the node alone comes second, for a scheduler that is away.
+        """
+        stub = self.stub()
+        for delete, message in (
+            (stub.DeleteTask, dfdaemon_pb2.DeleteTaskRequest(task_id=task_id)),
+            (stub.DeleteLocalTask, dfdaemon_pb2.DeleteLocalTaskRequest(task_id=task_id)),
+        ):
+            with suppress(grpc.aio.AioRpcError):
+                await delete(message, timeout=self._timeouts.connect)
+            if await self._is_unknown(task_id):
+                return True
+        return False
+
+    async def _is_unknown(self, task_id: str) -> bool:
+        question = dfdaemon_pb2.StatLocalTaskRequest(task_id=task_id)
+        try:
+            await self.stub().StatLocalTask(question, timeout=self._timeouts.connect)
+        except grpc.aio.AioRpcError as exc:
+            return bool(exc.code() is grpc.StatusCode.NOT_FOUND)
+        return False
 
     async def _elsewhere(self, task_id: str) -> Known:
         question = dfdaemon_pb2.StatTaskRequest(task_id=task_id)
@@ -75,6 +121,22 @@ class DfdaemonClient:
         if task.state in ("Running", "Pending"):
             return Known.FETCHING if task.peer_count else Known.NOBODY
         return Known.PEERS if task.state == "Succeeded" and task.peer_count else Known.NOBODY
+
+
+def link_error(label: str, exc: grpc.aio.AioRpcError) -> NoHardLink | None:
+    """`NoHardLink` where dfdaemon says that it can't make the link, None for any other failure.
+
+    Only for a download that was to be linked and has not begun: dfdaemon links first, and its text tells no more than
+    the number of the error.
+    """
+    number = _OS_ERROR.search(exc.details() or "")
+    if number is None or int(number[1]) not in _CANT_LINK:
+        return None
+    return NoHardLink(
+        f"{label}: dfdaemon can't link its file into our folder: {redact(exc.details() or '')}",
+        hint="its storage and the model folder have to lie on one mount, which dfdaemon can write to; `path_map` in "
+        "dragonfly_config.json tells by which name dfdaemon sees our folder",
+    )
 
 
 def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentError:

@@ -10,9 +10,10 @@ import aiohttp
 
 from dfagent.errors import ConfigError, DfagentError, Truncated
 from dfagent.tasks import finished_in_thread, owned_tasks
-from dfagent.transports.http import HttpClient, error_of, save_body
+from dfagent.transports.http import HttpClient, error_body, error_of, save_body
 from dfagent.transports.options import RequestOptions, Timeouts
-from dfagent.transports.partial import PartialFile
+from dfagent.transports.origin import store_reason
+from dfagent.transports.partial import BLOCK_SIZE, RANGE_SIZE, PartialFile
 from dfagent.types import Fetched, FetchRequest, SignedUrl, Source, Traffic
 
 STREAMS = 4
@@ -24,12 +25,30 @@ class DirectTransport:
 
     name = "direct"
 
-    def __init__(self, options: RequestOptions, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        options: RequestOptions,
+        timeouts: Timeouts,
+        *,
+        block_size: int = BLOCK_SIZE,
+        range_size: int = RANGE_SIZE,
+    ) -> None:
         self._options = options
         self._http = HttpClient(timeouts, "the store")
+        self._block_size, self._range_size = block_size, range_size
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+    async def reason(self, request: FetchRequest) -> str:
+        """Why the store itself refuses the object, in its own words; "" where it doesn't, or says nothing."""
+        try:
+            signed = await request.sign()
+            headers = {**self._options.origin_headers(request, signed), "Range": "bytes=0-0"}
+            async with self._http.get(request.label, signed.url, headers) as response:
+                return "" if response.status < 300 else store_reason(await error_body(response))
+        except DfagentError:
+            return ""
 
     async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
         if folder is None:

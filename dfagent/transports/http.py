@@ -112,8 +112,12 @@ def _without_query(exc: Exception) -> Exception:
 
 async def error_of(label: str, response: aiohttp.ClientResponse) -> DfagentError:
     """The typed error for an answer that is not the object; reads a bounded part of its body for the reason."""
-    body = await response.content.read(_ERROR_BODY_LIMIT)
-    return origin_error(label, response.status, body.decode(errors="replace"), _retry_after(response))
+    return origin_error(label, response.status, await error_body(response), _retry_after(response))
+
+
+async def error_body(response: aiohttp.ClientResponse) -> str:
+    """The beginning of an answer that is not the object."""
+    return (await response.content.read(_ERROR_BODY_LIMIT)).decode(errors="replace")
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

@@ -11,6 +11,8 @@ from dfagent.errors import NoSpace
 
 # A part is what a lost connection costs at most; large enough that the round trip for each is small.
 PART_SIZE = 32 << 20
+BLOCK_SIZE = 4 << 20
+RANGE_SIZE = 32 << 20
 
 
 class PartialFile:

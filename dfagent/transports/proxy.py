@@ -12,6 +12,7 @@ import aiohttp
 from dfagent.errors import DfagentError, Overloaded, PeerUnavailable, Truncated
 from dfagent.transports.http import HttpClient, error_of, save_body
 from dfagent.transports.options import RequestOptions, Timeouts, check_task_id
+from dfagent.transports.partial import BLOCK_SIZE
 from dfagent.types import Fetched, FetchRequest, SignedUrl, Source, Traffic
 
 _TASK_ID = "X-Dragonfly-Task-Id"
@@ -37,7 +38,16 @@ class ProxyTransport:
 
     name = "proxy"
 
-    def __init__(self, proxy: str, options: RequestOptions, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        proxy: str,
+        options: RequestOptions,
+        timeouts: Timeouts,
+        *,
+        legacy: bool | None = None,
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
+        self._legacy, self._block_size = legacy, block_size
         self._proxy = proxy
         self._options = options
         self._http = HttpClient(timeouts, "the Dragonfly proxy", request_class=_AbsoluteFormRequest)

@@ -20,6 +20,7 @@ from dragonfly_api import common_pb2, dfdaemon_pb2
 from dfagent.errors import (
     ConnectFailed,
     DfagentError,
+    NoHardLink,
     NotFound,
     OriginStatus,
     Overloaded,
@@ -244,6 +245,54 @@ async def should_give_dfdaemon_a_new_path_at_every_attempt(tmp_path: Path) -> No
                 with pytest.raises(PeerUnavailable):
                     await transport.fetch(request(), tmp_path)
     assert len({asked.output_path for asked in daemon.asked}) == 2
+
+
+async def should_fetch_nothing_that_dfdaemon_must_link_and_can_not(tmp_path: Path) -> None:
+    """And copy nothing either: that is for the caller to decide."""
+
+    async def refuses(_download: Any, context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        await context.abort(grpc.StatusCode.INTERNAL, "Invalid cross-device link (os error 18)")
+        yield started()
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(refuses), tmp_path / "sock") as daemon:
+        for forced in (True, False):
+            transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS, force_hard_link=forced)
+            error = await failure_of(transport, request(), tmp_path / "partials")
+            assert isinstance(error, NoHardLink) == forced
+    assert [asked.force_hard_link for asked in daemon.asked] == [True, False]
+
+
+async def should_not_blame_the_link_for_what_fails_after_it(tmp_path: Path) -> None:
+    async def breaks(_download: Any, context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        yield started()
+        await context.abort(grpc.StatusCode.INTERNAL, "No such file or directory (os error 2)")
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(breaks), tmp_path / "sock"):
+        transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS, force_hard_link=True)
+        assert type(await failure_of(transport, request(), tmp_path / "partials")) is PeerUnavailable
+
+
+@pytest.mark.parametrize("scheduler", [True, False])
+async def should_delete_a_cached_task_from_the_node(tmp_path: Path, scheduler: bool) -> None:
+    """Also where the scheduler is away, and with it the cluster's own deletion."""
+    service = CannedDfdaemon(whole, here=[TASK.id, "another"], scheduler=scheduler)
+    async with serving(service, tmp_path / "sock"):
+        transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+        async with opened(transport):
+            assert await transport.is_here(TASK.id)
+            assert await transport.discard(TASK.id)
+            assert not await transport.is_here(TASK.id)
+            assert await transport.discard(TASK.id), "what is not there is gone"
+    assert service.here == {"another"}
+
+
+async def should_not_fail_when_there_is_no_dfdaemon_to_delete_from(tmp_path: Path) -> None:
+    transport = DfdaemonTransport(str(tmp_path / "none"), RequestOptions(), Timeouts(connect=0.5))
+    async with opened(transport):
+        assert not await transport.is_here(TASK.id)
+        assert not await transport.discard(TASK.id)
 
 
 # The store

@@ -11,6 +11,7 @@ from dfagent.errors import (
     Changed,
     ConnectFailed,
     DfagentError,
+    NoHardLink,
     NotFound,
     OriginStatus,
     Overloaded,
@@ -18,7 +19,7 @@ from dfagent.errors import (
     SignedUrlExpired,
     StoreUnavailable,
 )
-from dfagent.transports.dfdaemon_client import peer_error
+from dfagent.transports.dfdaemon_client import link_error, peer_error
 
 SECRET = "X-Amz-Signature=0123456789abcdef"
 
@@ -69,6 +70,21 @@ def should_tell_a_peer_that_is_not_there_from_one_that_went_away() -> None:
 def should_know_that_a_busy_peer_means_later() -> None:
     error = peer_error("x", failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded"), heard=False)
     assert isinstance(error, Overloaded) and error.retryable
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Invalid cross-device link (os error 18)", "No such file or directory (os error 2)", "… (os error 30)"],
+)
+def should_know_that_a_link_can_not_be_made(text: str) -> None:
+    error = link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text))
+    assert isinstance(error, NoHardLink) and not error.retryable
+    assert text in error.message and "path_map" in error.hint and "one mount" in error.hint
+
+
+@pytest.mark.parametrize("text", ["", "No space left on device (os error 28)", "task 18 not found", "File exists"])
+def should_not_take_another_failure_for_a_link_that_can_not_be_made(text: str) -> None:
+    assert link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text)) is None
 
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))

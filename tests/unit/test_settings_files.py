@@ -45,7 +45,8 @@ def test_seed_dragonfly_config_means_what_its_document_says() -> None:
     assert dragonfly.proxy == "http://127.0.0.1:65001"
     assert dragonfly.header == {}
     assert dragonfly.filter == tuple(json.loads((SEED / "filter_lists.json").read_text())["S3"])
-    assert dragonfly.default_transport() == "proxy"
+    assert dragonfly.default_transport() == "auto"
+    assert dragonfly.has_peer("auto")
 
 
 def test_seed_cloud_credential_means_what_its_document_says() -> None:
@@ -169,7 +170,7 @@ def test_each_fault_is_one_sentence_with_its_place(tmp_path: Path, content: obje
         ({"priority": SECRET}, "priority: expected a whole number, got text"),
         ({"concurrency": 100}, "concurrency: expected less than or equal to 64"),
         ({"piece_length": SECRET}, "piece_length: expected bytes as a number"),
-        ({"transport": SECRET}, "transport: expected 'direct', 'proxy' or 'dfdaemon'"),
+        ({"transport": SECRET}, "transport: expected 'auto', 'direct', 'proxy' or 'dfdaemon'"),
         ({"filter": SECRET}, "filter: expected a list, got text"),
         ({"filter": [None]}, "filter.0: expected text, got null"),
         ({"socket": 5}, "socket: expected a path as text, got a number"),
