@@ -103,10 +103,10 @@ class SignedUrlExpired(TransportError):
 
 
 class OriginStatus(TransportError):
-    """The origin answered with an HTTP error; 5xx is retryable."""
+    """The origin answered with an HTTP error; 5xx, 408 (too slow) and 425 (too early) are retryable."""
 
     def __init__(self, message: str, *, status: int, hint: str = "") -> None:
-        super().__init__(message, hint=hint, retryable=status >= 500)
+        super().__init__(message, hint=hint, retryable=status >= 500 or status in (408, 425))
         self.status = status
 
 

@@ -33,6 +33,7 @@ FOLDER_MODE = 0o750
 FILE_MODE = 0o640
 _KINDS = ("generations", "manifests", "staging", "partials", "loaded", "configs", "tmp")
 _OWNER = "target"
+_RESUMABLE = (".direct.partial", ".direct.parts", ".proxy.partial", ".proxy.parts")
 
 
 class RepositoryFolder:
@@ -140,7 +141,7 @@ class RepositoryFolder:
         return f"choose --state on the mount of {self.target}, or leave it out"
 
     def _sweep(self) -> None:
-        """Removes what a killed run left and nobody can go on with; parts of direct downloads are kept."""
+        """Removes what a killed run left and nobody can go on with; downloads with a journal are kept."""
         for folder in _children(self._state("partials")):
             self.remove_unfinished(folder.name)
         for leftover in _children(self._state("tmp")):
@@ -241,9 +242,9 @@ class RepositoryFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def remove_unfinished(self, model: str) -> None:
-        """Removes partials that no later download goes on with: all but those of direct ones."""
+        """Removes partials that no later download goes on with: all but those with a journal."""
         for partial in _children(self._state("partials") / model):
-            if not partial.name.endswith((".direct.partial", ".direct.parts")):
+            if not partial.name.endswith(_RESUMABLE):
                 partial.unlink(missing_ok=True)
 
     def remove_partials(self, model: str) -> None:

@@ -97,9 +97,9 @@ def should_take_no_generation_whose_manifest_is_not_its_own(folder: RepositoryFo
 
 def should_remove_what_a_killed_run_left_but_what_can_be_resumed(folder: RepositoryFolder) -> None:
     partials = folder.partials("net")
-    left = [partials / name for name in ("t-1.proxy.partial", "t-2.dfdaemon.partial")]
+    left = [partials / name for name in ("t-1.dfdaemon.partial", "t-2.dfdaemon.partial")]
     left.append(folder.temporary())
-    resumable = [partials / name for name in ("t.direct.partial", "t.direct.parts")]
+    resumable = [partials / name for name in ("t.direct.partial", "t.direct.parts", "t.proxy.partial", "t.proxy.parts")]
     for path in (*left, *resumable):
         path.write_text("left")
     folder.close()
