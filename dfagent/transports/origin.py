@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from email.utils import parsedate_to_datetime
 
 from dfagent.errors import Changed, DfagentError, NotFound, OriginStatus, Overloaded, SignedUrlExpired
 from dfagent.redact import redact
@@ -31,6 +33,15 @@ def origin_error(label: str, status: int, body: str = "", retry_after: float | N
     if 300 <= status < 400:
         return OriginStatus(said, status=status, hint="redirects are not followed: check the bucket's region")
     return OriginStatus(said, status=status, hint="see the store's log for the reason")
+
+
+def seconds_to_wait(retry_after: str) -> float | None:
+    """Seconds that a Retry-After header asks for, given as a number or as a date (RFC 9110, 10.2.3)."""
+    value = retry_after.strip()
+    try:
+        return float(value) if value.isdecimal() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def store_reason(body: str) -> str:

@@ -37,8 +37,11 @@ class Seen:
     end: str
 
 
-async def ask(url: str, target: str, method: str = "GET", most: int = 1 << 20, **headers: str) -> Seen:
-    """One request; reads until the connection ends, half a second passes without a byte, or `most` bytes came."""
+_MOST = 1 << 20
+
+
+async def ask(url: str, target: str, method: str = "GET", **headers: str) -> Seen:
+    """One request; reads until the connection ends, a while passes without a byte, or more than enough came."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     fields = {"Host": f"{host}:{port}", **{name.replace("_", "-"): value for name, value in headers.items()}}
@@ -46,7 +49,7 @@ async def ask(url: str, target: str, method: str = "GET", most: int = 1 << 20, *
     writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode())
     data, end = bytearray(), "fin"
     try:
-        while len(data) < most and (chunk := await asyncio.wait_for(reader.read(1 << 16), 0.3)):
+        while len(data) < _MOST and (chunk := await asyncio.wait_for(reader.read(1 << 16), 0.3)):
             data += chunk
     except ConnectionResetError:
         end = "rst"

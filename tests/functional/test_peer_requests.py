@@ -21,6 +21,7 @@ from dfagent.errors import (
     ConnectFailed,
     DfagentError,
     NoHardLink,
+    NoSpace,
     NotFound,
     OriginStatus,
     Overloaded,
@@ -187,7 +188,7 @@ async def should_count_every_byte_of_dfdaemons_once_in_the_progress(tmp_path: Pa
                 yield response
 
         counts: list[int] = []
-        async with serving(CannedDfdaemon(answer), tmp_path / "sock"):
+        async with serving(CannedDfdaemon(answer, here=[TASK.id]), tmp_path / "sock"):
             wanted = request()
             transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
             async with opened(transport):
@@ -209,6 +210,23 @@ async def should_take_nothing_of_dfdaemon_that_is_not_the_object(tmp_path: Path,
         error = await failure_of(transport, request(), tmp_path / "partials")
     assert type(error) is (Truncated if "size" in wrong else PeerUnavailable)
     assert ("path_map" in error.hint) == (wrong == "no file")
+
+
+@pytest.mark.parametrize("told", [[], [piece(0, 4)], [piece(0, 4), piece(0, 4)]])
+async def should_not_take_a_link_for_whole_whose_stream_ended_early(tmp_path: Path, told: list[Any]) -> None:
+    """It has its full size, with holes; a dfdaemon that is told to end ends its streams well."""
+
+    async def ends_early(download: Any, _context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        yield started()
+        Path(download.output_path).write_bytes(bytes(len(BODY)))
+        for response in told:
+            yield response
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(ends_early), tmp_path / "sock"):
+        transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+        error = await failure_of(transport, request(), tmp_path / "partials")
+    assert isinstance(error, Truncated) and error.retryable and "of 8 bytes" in error.message
 
 
 @pytest.mark.parametrize("why", ["stalled", "another task"])
@@ -271,6 +289,21 @@ async def should_not_blame_the_link_for_what_fails_after_it(tmp_path: Path) -> N
     async with serving(CannedDfdaemon(breaks), tmp_path / "sock"):
         transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS, force_hard_link=True)
         assert type(await failure_of(transport, request(), tmp_path / "partials")) is PeerUnavailable
+
+
+async def should_tell_our_own_full_disk_from_dfdaemons(tmp_path: Path) -> None:
+    """Only ours is no reason to go on by another way."""
+
+    async def full(_download: Any, context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        await context.abort(grpc.StatusCode.INTERNAL, "No space left on device (os error 28)")
+        yield started()
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(full), tmp_path / "sock"):
+        for size, expected in ((len(BODY), PeerUnavailable), (1 << 60, NoSpace)):
+            transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+            error = await failure_of(transport, request(size=size), tmp_path / "partials")
+            assert type(error) is expected and "no room" in error.message
 
 
 @pytest.mark.parametrize("scheduler", [True, False])
