@@ -1,4 +1,4 @@
-"""Every fault of the fault-injecting servers really does on the wire what its name says, and is noted only when it did."""
+"""Every fault of the fault-injecting servers does on the wire what its name says, and is noted only when it did."""
 
 from __future__ import annotations
 
