@@ -6,7 +6,7 @@
     ├ TransportError              ConnectFailed* · Stalled* · Truncated* · Overloaded* · SignedUrlExpired
     │                             · OriginStatus · PeerUnavailable · NoHardLink
     ├ RepositoryError             EmptyRepository · InvalidModelConfig · UnsafePath · NoSpace · FolderInUse
-    │                             · DigestMismatch*
+    │                             · DigestMismatch* · InvalidSha256Sums
     ├ TritonError                 TritonUnavailable* · WrongControlMode · LoadRejected · LoadTimeout
     └ PartError                   a real part of the local set-up (demo, tests, benchmarks) is missing or will not start
   (* retryable)
@@ -146,6 +146,10 @@ class DigestMismatch(RepositoryError):
     """The bytes are not the store's: size right, checksum wrong. Nothing of them is published."""
 
     retryable = True
+
+
+class InvalidSha256Sums(RepositoryError):
+    """A model's SHA256SUMS is demanded and is missing, malformed, or does not list just the model's files."""
 
 
 class FolderInUse(RepositoryError):
