@@ -272,6 +272,7 @@ class RepositoryFolder:
         Raises `UnsafePath` where something stands there that we did not put.
         """
         link = self.target / model
+        check_folder(self.target)
         try:
             leads_to = Path(os.path.normpath(self.target / os.readlink(link)))
         except FileNotFoundError:
