@@ -33,6 +33,7 @@ from dfagent.repository.folder import RepositoryFolder, disk_errors
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.materialise import Staging
 from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
+from dfagent.repository.sha256sums import SUMS_NAME, Demand, Sha256Check
 from dfagent.tasks import owned_tasks
 from dfagent.types import Checksum, Traffic
 
@@ -63,7 +64,10 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What every job of a pass works with. Without `folder` a job only warms the peer's cache."""
+    """What every job of a pass works with. Without `folder` a job only warms the peer's cache.
+
+    With `sha256` every model must have a SHA256SUMS and be what it says.
+    """
 
     fetcher: Fetcher
     config_fetcher: Fetcher
@@ -72,6 +76,7 @@ class Tools:
     observer: Observer
     repository: str
     select_all: bool
+    sha256: Sha256Check | None = None
     claimed: dict[str, str] = field(default_factory=dict)
 
 
@@ -155,22 +160,43 @@ class ModelJob:
         known = await asyncio.to_thread(folder.stored_config, self.source.name, version) if folder else None
         if known is not None:
             return known
-        with tempfile.TemporaryDirectory(prefix="dfagent-") as scratch:
-            path = await self._fetch(listed, Path(scratch), self.tools.config_fetcher)
-            data = await asyncio.to_thread(path.read_bytes)
+        data = await self._read_directly(listed)
         if folder:
             await asyncio.to_thread(folder.store_config, self.source.name, version, data)
         return data
+
+    async def _read_directly(self, file: ModelFile) -> bytes:
+        with tempfile.TemporaryDirectory(prefix="dfagent-") as scratch:
+            path = await self._fetch(file, Path(scratch), self.tools.config_fetcher)
+            return await asyncio.to_thread(path.read_bytes)
+
+    async def _demand(self, config: bytes | None) -> Demand | None:
+        if self.tools.sha256 is None:
+            return None
+        versions = {str(file.path): self.tools.fetcher.task(file.entry).id for file in self.source.files}
+        return await self.tools.sha256.demand(self.source, versions, config, self._read_directly)
+
+    async def _hold_to(self, demand: Demand | None, where: Path, *, staged: bool) -> None:
+        if self.tools.sha256 is None or demand is None:
+            return
+        started = time.monotonic()
+        try:
+            await self.tools.sha256.check(demand, where, staged=staged)
+        finally:
+            self._add(verify=time.monotonic() - started)
 
     async def _materialise(self, folder: RepositoryFolder, config: bytes | None) -> str:
         model = self.source.name
         published = None if config is None else await asyncio.to_thread(without_dragonfly, config, self._config_label)
         manifest = self._manifest(published)
         self._generation = manifest.digest
+        demand = await self._demand(config)
         before = await asyncio.to_thread(folder.current, model)
         whole = await self._is_whole(folder, manifest)
         if not whole:
-            await self._assemble(await asyncio.to_thread(Staging, folder, manifest), published)
+            await self._assemble(folder, await asyncio.to_thread(Staging, folder, manifest), published, demand)
+        else:
+            await self._hold_to(demand, folder.generation(model, manifest.digest), staged=False)
         started = time.monotonic()
         if before != manifest.digest:
             await asyncio.to_thread(folder.publish, model, manifest.digest)
@@ -220,9 +246,13 @@ class ModelJob:
                 files.append(ManifestFile(str(file.path), file.entry.size, self.tools.fetcher.task(file.entry).id))
         return Manifest.of(self.source.name, files, map(str, self.source.folders), self.tools.repository)
 
-    async def _assemble(self, staging: Staging, config: bytes | None) -> None:
+    async def _assemble(
+        self, folder: RepositoryFolder, staging: Staging, config: bytes | None, demand: Demand | None
+    ) -> None:
         missing = {file.path: file for file in await asyncio.to_thread(staging.open)}
-        own = missing.pop(CONFIG_NAME, None)
+        own = [(missing.pop(CONFIG_NAME, None), config)]
+        if demand and demand.data is not None:
+            own.append((missing.pop(SUMS_NAME, None), demand.data))
         await self._fetch_all(
             [
                 (file, partial(staging.take, missing[str(file.path)]))
@@ -231,8 +261,12 @@ class ModelJob:
             ]
         )
         started = time.monotonic()
-        if own is not None and config is not None:
-            await asyncio.to_thread(staging.write, own, config)
+        for file, data in own:
+            if file is not None and data is not None:
+                await asyncio.to_thread(staging.write, file, data)
+        self._add(publish=time.monotonic() - started)
+        await self._hold_to(demand, folder.staging(self.source.name, staging.digest), staged=True)
+        started = time.monotonic()
         await asyncio.to_thread(staging.finish)
         self._add(publish=time.monotonic() - started)
 

@@ -7,6 +7,7 @@ DIR/<model>                                   -> relative link into generations/
                       /partials/<model>/               downloads under way
                       /loaded/<model>                  what Triton was last seen to serve
                       /configs/<model>                 config.pbtxt as the store has it, after its version
+                      /sha256sums/<model>              what its files were found to be, where SHA256SUMS is demanded
                       /target                          which DIR this is the state of
                       /tmp/                            files that are about to be renamed
                       /ledger.sqlite                   what was verified before, and what the store said of it
@@ -53,7 +54,7 @@ from dfagent.types import Checksum
 
 __all__ = ["FILE_MODE", "FOLDER_MODE", "RepositoryFolder", "disk_errors"]
 
-_KINDS = ("generations", "manifests", "staging", "partials", "loaded", "configs", "tmp")
+_KINDS = ("generations", "manifests", "staging", "partials", "loaded", "configs", "sha256sums", "tmp")
 _BY_MODEL = ("generations", "manifests", "staging", "partials")
 _OWNER = "target"
 _LOCK = "lock"
@@ -265,6 +266,9 @@ class RepositoryFolder:
             except UnsafePath:
                 found[path.name] = None
         return found
+
+    def sha256_path(self, model: str) -> Path:
+        return self._state("sha256sums") / model
 
     def current(self, model: str) -> str | None:
         """The digest of the generation that DIR/<model> leads to, None where nothing of ours is published.
