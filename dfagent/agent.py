@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from dfagent.errors import Changed, DfagentError, EmptyRepository
@@ -12,7 +13,7 @@ from dfagent.model_job import ModelJob, Tools
 from dfagent.records import ModelRecord, ObjectRecord
 from dfagent.repository.scan import scan
 from dfagent.tasks import owned_tasks
-from dfagent.types import RepositoryUrl
+from dfagent.types import FetchRequest, RepositoryUrl
 
 log = logging.getLogger("dfagent.agent")
 
@@ -47,14 +48,32 @@ class Agent:
         self._tools = tools
         self._per_credential = per_credential
 
-    async def run(self, claimed: dict[str, str]) -> PassResult:
+    async def objects(self) -> dict[str, dict[str, FetchRequest]]:
+        """What the store has now: each model's objects by their path in it, as requests."""
+        fetcher = (await self._isolated()).fetcher
+        entries = [entry async for entry in fetcher.store.list(self.url)]
+        return {
+            model.name: {
+                str(file.path): fetcher.request(f"{model.name}/{file.path}", file.entry, lambda _count: None)
+                for file in model.files
+            }
+            for model in scan(self.url, entries)
+            if not model.problem
+        }
+
+    async def bring(self, models: frozenset[str]) -> list[DfagentError]:
+        """One pass over these models only; returns what went wrong."""
+        return (await self.run({}, models)).errors
+
+    async def run(self, claimed: dict[str, str], only: frozenset[str] | None = None) -> PassResult:
         """One pass. One model's error does not stop the others; a listing's error ends the pass.
 
-        `claimed` maps the models of the repositories before this one to their repository, and is added to.
+        `claimed` maps the models of the repositories before this one to their repository, and is added to; with `only`
+        the other models are left alone.
         """
         tools = replace(await self._isolated(), claimed=claimed)
         result = PassResult()
-        todo: set[str] | None = None
+        todo: Collection[str] | None = only
         held = 0
         for listing in range(1, _LISTINGS + 1):
             started = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from dfagent.settings.files import Settings
 from dfagent.stores.registry import open_store
 from dfagent.stores.url import parse_repository_url
 from dfagent.transports.options import Timeouts
+from dfagent.verification import Verification
 from dfagent.ways import Tuning, Ways
 
 if TYPE_CHECKING:
@@ -68,8 +69,10 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(settings: Settings, options: RunOptions, observer: Observer) -> AsyncIterator[Session]:
-    """Everything a run needs, given back when it ends, however it ends."""
+async def open_session(
+    settings: Settings, options: RunOptions, observer: Observer, folder: RepositoryFolder | None = None
+) -> AsyncIterator[Session]:
+    """Everything a run needs, given back when it ends, however it ends; a `folder` that is open stays so."""
     urls = [parse_repository_url(text) for text in options.urls]
     name = settings.dragonfly.default_transport(options.transport)
     if options.target is None and not settings.dragonfly.has_peer(name):
@@ -78,7 +81,7 @@ async def open_session(settings: Settings, options: RunOptions, observer: Observ
             hint="give --to DIR, or name a Dragonfly peer by `socket` or `proxy` in dragonfly_config.json",
         )
     async with AsyncExitStack() as stack:
-        folder = await _open_folder(stack, options)
+        folder = folder or await _open_folder(stack, options)
         ledger = folder.ledger if folder else None
         ways = Ways(settings.dragonfly, options.timeouts, ledger, options.tuning)
         stack.push_async_callback(ways.aclose)
@@ -112,6 +115,26 @@ async def open_session(settings: Settings, options: RunOptions, observer: Observ
             )
             agents.append(Agent(url, tools, per_credential=settings.dragonfly.isolation == "per-credential"))
         yield Session(agents, triton)
+
+
+@asynccontextmanager
+async def open_verification(
+    settings: Settings, options: RunOptions, observer: Observer, *, repair: bool, offline: bool
+) -> AsyncIterator[Verification]:
+    """What looks at the folder `options.target` again. Only for a repair it takes the folder's lock."""
+    folder = RepositoryFolder(options.target or Path(), options.state)
+
+    @asynccontextmanager
+    async def open_origin(repository: str) -> AsyncIterator[Agent]:
+        one = replace(options, urls=(repository,), select_all=True)
+        async with open_session(settings, one, observer, folder) as session:
+            yield session.agents[0]
+
+    try:
+        await asyncio.to_thread(folder.open if repair else folder.look)
+        yield Verification(folder, open_origin, offline=offline)
+    finally:
+        folder.close()
 
 
 async def _open_folder(stack: AsyncExitStack, options: RunOptions) -> RepositoryFolder | None:

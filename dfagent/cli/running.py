@@ -22,6 +22,8 @@ class _Printable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
+_UMASK = 0o027
+
 
 def set_up_logging(level: int) -> None:
     """Our own loggers at `level`; everybody else's only from WARNING on, because libraries log whole URLs."""
@@ -52,6 +54,8 @@ def run(main: Coroutine[Any, Any, Sequence[DfagentError]]) -> None:
 
     What it returns are the errors that it went on after: they are told, and the first one decides about the exit code.
     """
+    # Libraries and the SDKs write files, too; what is ours is for our user and its group at most.
+    os.umask(_UMASK)
     try:
         errors = asyncio.run(_guarded(main))
     except DfagentError as exc:

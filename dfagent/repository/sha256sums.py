@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from dfagent.errors import DigestMismatch, InvalidSha256Sums
+from dfagent.repository.disk import write_file
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
 from dfagent.tasks import finished_in_thread, owned_tasks
@@ -220,9 +221,7 @@ class Sha256Check:
     def _keep(self, model: str, note: _Note) -> None:
         data, path = note.to_json(), self._folder.sha256_path(model)
         if not path.exists() or path.read_bytes() != data:
-            temporary = self._folder.temporary()
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
+            write_file(path, self._folder.temporary(), data)
 
     async def _read(self, path: Path, label: str) -> tuple[Identity, str]:
         state = hashlib.sha256()
