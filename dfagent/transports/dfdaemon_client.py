@@ -21,7 +21,7 @@ from dfagent.errors import (
     StoreUnavailable,
     Truncated,
 )
-from dfagent.redact import redact
+from dfagent.redact import redact_quote
 from dfagent.transports.options import Timeouts
 from dfagent.transports.origin import origin_error
 from dfagent.transports.traffic import Known, TaskState
@@ -133,7 +133,7 @@ def link_error(label: str, exc: grpc.aio.AioRpcError) -> NoHardLink | None:
     if number is None or int(number[1]) not in _CANT_LINK:
         return None
     return NoHardLink(
-        f"{label}: dfdaemon can't link its file into our folder: {redact(exc.details() or '')}",
+        f"{label}: dfdaemon can't link its file into our folder: {redact_quote(exc.details() or '')}",
         hint="its storage and the model folder have to lie on one mount, which dfdaemon can write to; `path_map` in "
         "dragonfly_config.json tells by which name dfdaemon sees our folder",
     )
@@ -144,7 +144,7 @@ def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentErr
 
     The raw exception is not chained by callers: dfdaemon's texts quote signed URLs.
     """
-    code, details = exc.code(), redact(exc.details() or "")
+    code, details = exc.code(), redact_quote(exc.details() or "")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Overloaded(f"{label}: dfdaemon sheds load: {details}", hint="lower `concurrency`")
     if code is grpc.StatusCode.UNAVAILABLE:

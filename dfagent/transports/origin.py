@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from dfagent.errors import Changed, DfagentError, NotFound, OriginStatus, Overloaded, SignedUrlExpired
+from dfagent.redact import redact_quote
 
 _S3_REASON = re.compile(r"<Code>([^<]{1,100})</Code>(?:.*?<Message>([^<]{1,300})</Message>)?", re.DOTALL)
 
@@ -30,4 +31,4 @@ def origin_error(label: str, status: int, body: str = "", retry_after: float | N
 def store_reason(body: str) -> str:
     """`Code: message` of an S3-style XML error, "" for anything else: an HTML page is nobody's reason."""
     found = _S3_REASON.search(body)
-    return ": ".join(part for part in found.groups() if part) if found else ""
+    return redact_quote(": ".join(part for part in found.groups() if part)) if found else ""
