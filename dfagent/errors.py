@@ -6,7 +6,7 @@
     ├ TransportError              ConnectFailed* · Stalled* · Truncated* · Overloaded* · SignedUrlExpired
     │                             · OriginStatus · PeerUnavailable · NoHardLink
     ├ RepositoryError             EmptyRepository · InvalidModelConfig · UnsafePath · NoSpace · FolderInUse
-    │                             · DigestMismatch*
+    │                             · DigestMismatch* · InvalidSha256Sums
     ├ TritonError                 TritonUnavailable* · WrongControlMode · LoadRejected · LoadTimeout
     └ PartError                   a real part of the local set-up (demo, tests, benchmarks) is missing or will not start
   (* retryable)
@@ -103,10 +103,10 @@ class SignedUrlExpired(TransportError):
 
 
 class OriginStatus(TransportError):
-    """The origin answered with an HTTP error; 5xx is retryable."""
+    """The origin answered with an HTTP error; 5xx, 408 (too slow) and 425 (too early) are retryable."""
 
     def __init__(self, message: str, *, status: int, hint: str = "") -> None:
-        super().__init__(message, hint=hint, retryable=status >= 500)
+        super().__init__(message, hint=hint, retryable=status >= 500 or status in (408, 425))
         self.status = status
 
 
@@ -146,6 +146,10 @@ class DigestMismatch(RepositoryError):
     """The bytes are not the store's: size right, checksum wrong. Nothing of them is published."""
 
     retryable = True
+
+
+class InvalidSha256Sums(RepositoryError):
+    """A model's SHA256SUMS is demanded and is missing, malformed, or does not list just the model's files."""
 
 
 class FolderInUse(RepositoryError):

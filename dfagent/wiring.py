@@ -14,6 +14,7 @@ from dfagent.errors import ConfigError, DfagentError
 from dfagent.fetching import Fetcher
 from dfagent.model_job import Observer, Tools
 from dfagent.repository.folder import RepositoryFolder
+from dfagent.repository.sha256sums import Sha256Check
 from dfagent.settings.files import Settings
 from dfagent.stores.registry import open_store
 from dfagent.stores.url import parse_repository_url
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What the command line decides. Without `target` a run only warms the peer's cache; seconds for the timeout."""
+    """What the command line decides. Without `target` a run only warms the peer's cache; seconds for the timeout.
+
+    `require_sha256` demands a SHA256SUMS of every model, as the setting `sha256_manifest` does.
+    """
 
     urls: tuple[str, ...]
     target: Path | None = None
@@ -34,6 +38,7 @@ class RunOptions:
     transport: str | None = None
     select_all: bool = False
     triton: str | None = None
+    require_sha256: bool = False
     load_timeout: float = 300.0
     timeouts: Timeouts = field(default_factory=Timeouts)
     tuning: Tuning = field(default_factory=Tuning)
@@ -83,6 +88,8 @@ async def open_session(settings: Settings, options: RunOptions, observer: Observ
         if triton:
             stack.push_async_callback(triton.aclose)
         limit = asyncio.Semaphore(settings.dragonfly.concurrency)
+        demanded = options.require_sha256 or settings.dragonfly.sha256_manifest
+        sha256 = Sha256Check(folder) if folder and demanded else None
         agents = []
         for url in urls:
             store = open_store(
@@ -101,6 +108,7 @@ async def open_session(settings: Settings, options: RunOptions, observer: Observ
                 observer=observer,
                 repository=str(url),
                 select_all=options.select_all,
+                sha256=sha256,
             )
             agents.append(Agent(url, tools, per_credential=settings.dragonfly.isolation == "per-credential"))
         yield Session(agents, triton)

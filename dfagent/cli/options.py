@@ -51,6 +51,9 @@ _SHARED = (
         help="How bytes come [default: auto, the cheapest that works for each object].",
     ),
     click.option("--all", "select_all", is_flag=True, help="Every model, not only those with the dragonfly agent."),
+    click.option(
+        "--require-sha256", is_flag=True, help="Every model must have a SHA256SUMS that its files agree with."
+    ),
     click.option("--triton", metavar="HOST:PORT", help="Triton's gRPC address."),
     click.option("--config", type=_PATH, metavar="FILE", help="dragonfly_config.json"),
     click.option("--credentials", type=_PATH, metavar="FILE", help="cloud_credential.json"),

@@ -54,7 +54,8 @@ class DragonflySettings(BaseModel):
     """The validated content of `dragonfly_config.json`; sizes are bytes, "" means unset.
 
     `proxy`, `header` and `filter` are the Dragonfly Repository Agent's keys, the others are dfagent's own.
-    `concurrency` bounds the objects in flight, because dfdaemon sheds load above a few dozen.
+    `concurrency` bounds the objects in flight, because dfdaemon sheds load above a few dozen. With `sha256_manifest`
+    every model must have a SHA256SUMS.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -72,6 +73,7 @@ class DragonflySettings(BaseModel):
     concurrency: int = Field(default=16, ge=1, le=64, strict=True)
     isolation: Literal["none", "per-credential"] = "none"
     path_map: dict[str, str] = Field(default_factory=dict)
+    sha256_manifest: bool = Field(default=False, strict=True)
 
     @field_validator("proxy")
     @classmethod

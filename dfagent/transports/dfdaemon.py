@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -13,8 +14,8 @@ import grpc
 from dragonfly_api import common_pb2, dfdaemon_pb2
 
 from dfagent._compat import timeout
-from dfagent.errors import PeerUnavailable, Stalled, Truncated
-from dfagent.transports.dfdaemon_client import DfdaemonClient, link_error, peer_error
+from dfagent.errors import DfagentError, NoSpace, PeerUnavailable, Stalled, Truncated
+from dfagent.transports.dfdaemon_client import DfdaemonClient, has_no_room, link_error, peer_error
 from dfagent.transports.options import RequestOptions, Timeouts, check_task_id
 from dfagent.transports.traffic import PieceCount, source_of
 from dfagent.types import Fetched, FetchRequest, SignedUrl, Traffic
@@ -68,7 +69,7 @@ class DfdaemonTransport:
         # A name of its own for every attempt: dfdaemon may still write to the path of one that we gave up.
         path = folder / f"{request.task.id[:32]}-{uuid.uuid4().hex[:8]}.dfdaemon.partial" if folder else None
         try:
-            pieces = await self._download(request, self._message(request, signed, path))
+            pieces = await self._download(request, self._message(request, signed, path), folder)
             if path:
                 await asyncio.to_thread(_check_file, path, request)
         except BaseException:
@@ -85,7 +86,9 @@ class DfdaemonTransport:
             fetch_seconds=time.monotonic() - signed_at,
         )
 
-    async def _download(self, request: FetchRequest, message: dfdaemon_pb2.DownloadTaskRequest) -> PieceCount:
+    async def _download(
+        self, request: FetchRequest, message: dfdaemon_pb2.DownloadTaskRequest, folder: Path | None
+    ) -> PieceCount:
         """Reads the stream to its end; only then are all bytes there."""
         stream = self._client.stub().DownloadTask(message)
         pieces = PieceCount()
@@ -108,14 +111,30 @@ class DfdaemonTransport:
                 hint="the origin or the parent peer is stuck; --stall-timeout sets how long to wait",
             ) from exc
         except grpc.aio.AioRpcError as exc:
-            unlinked = None if heard or not message.download.force_hard_link else link_error(request.label, exc)
-            raise unlinked or peer_error(request.label, exc, heard) from None
+            raise await self._error(request, exc, heard, folder) from None
         finally:
             stream.cancel()
         # Not before: dfdaemon may still make a file for a download that we gave up.
         if size != request.entry.size:
             raise Truncated(f"{request.label}: dfdaemon has {size} bytes of it, {request.entry.size} were listed")
+        # A stream that ends well is not enough: so does that of a dfdaemon which is told to end, and the file that it
+        # linked has its full size from the start.
+        if pieces.total != size and not await self._client.is_here(request.task.id):
+            raise Truncated(f"{request.label}: dfdaemon ended after {pieces.total} of {size} bytes")
         return pieces
+
+    async def _error(
+        self, request: FetchRequest, exc: grpc.aio.AioRpcError, heard: bool, folder: Path | None
+    ) -> DfagentError:
+        if self._force_hard_link and not heard and (unlinked := link_error(request.label, exc)):
+            return unlinked
+        # dfdaemon does not say whose disk is full: its own, or the one that it copies to for us.
+        if folder and has_no_room(exc) and await asyncio.to_thread(_is_full, folder, request.entry.size):
+            return NoSpace(
+                f"{request.label}: no room for {request.entry.size} bytes in {folder}",
+                hint="make room where the model folder lies",
+            )
+        return peer_error(request.label, exc, heard)
 
     def _message(self, request: FetchRequest, signed: SignedUrl, path: Path | None) -> dfdaemon_pb2.DownloadTaskRequest:
         options = self._options
@@ -146,9 +165,13 @@ def _count(piece: common_pb2.Piece, pieces: PieceCount, request: FetchRequest) -
         common_pb2.BACK_TO_SOURCE: Traffic(origin=piece.length),
         common_pb2.REMOTE_PEER: Traffic(remote_peer=piece.length),
         common_pb2.LOCAL_PEER: Traffic(local_peer=piece.length),
-    }[piece.traffic_type]
+    }.get(piece.traffic_type, Traffic())
     if pieces.add(piece.number, traffic):
         request.on_progress(piece.length)
+
+
+def _is_full(folder: Path, size: int) -> bool:
+    return shutil.disk_usage(folder).free < size
 
 
 def _check_file(path: Path, request: FetchRequest) -> None:

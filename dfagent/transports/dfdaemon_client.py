@@ -15,7 +15,6 @@ from dfagent.errors import (
     ConnectFailed,
     DfagentError,
     NoHardLink,
-    NoSpace,
     Overloaded,
     PeerUnavailable,
     StoreUnavailable,
@@ -23,7 +22,7 @@ from dfagent.errors import (
 )
 from dfagent.redact import redact_quote
 from dfagent.transports.options import Timeouts
-from dfagent.transports.origin import origin_error
+from dfagent.transports.origin import origin_error, seconds_to_wait
 from dfagent.transports.traffic import Known, TaskState
 
 _CHANNEL_OPTIONS = (
@@ -139,6 +138,11 @@ def link_error(label: str, exc: grpc.aio.AioRpcError) -> NoHardLink | None:
     )
 
 
+def has_no_room(exc: grpc.aio.AioRpcError) -> bool:
+    """Whether dfdaemon speaks of a full disk: in its own words, those of the system, or those of its database."""
+    return "no space left on device" in (exc.details() or "").lower()
+
+
 def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentError:
     """dfdaemon's gRPC status as a typed error; `heard` tells whether the stream had begun.
 
@@ -162,10 +166,9 @@ def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentErr
 
 def _failure(label: str, exc: grpc.aio.AioRpcError, details: str) -> DfagentError:
     """What stopped the download itself: the disk, the origin, or dfdaemon."""
-    if "No space left on device" in details:
-        return NoSpace(
-            f"{label}: dfdaemon has no room: {details}",
-            hint="make room where dfdaemon keeps its cache, or in the model folder",
+    if has_no_room(exc):
+        return PeerUnavailable(
+            f"{label}: dfdaemon has no room: {details}", hint="make room where dfdaemon keeps its cache"
         )
     backend = _backend_detail(exc)
     if backend is None:
@@ -180,7 +183,16 @@ def _failure(label: str, exc: grpc.aio.AioRpcError, details: str) -> DfagentErro
     status = int(backend["status_code"])
     if status < 300:
         return Truncated(f"{label}: the origin's answer to dfdaemon broke off", hint="is the store still there?")
-    return origin_error(label, status)
+    return origin_error(label, status, retry_after=_retry_after(backend))
+
+
+def _retry_after(backend: dict[str, Any]) -> float | None:
+    """The store's own Retry-After in seconds, which dfdaemon passes on among the answer's headers."""
+    headers = backend.get("header")
+    for name, value in headers.items() if isinstance(headers, dict) else ():
+        if str(name).lower() == "retry-after":
+            return seconds_to_wait(str(value))
+    return None
 
 
 def _backend_detail(exc: grpc.aio.AioRpcError) -> dict[str, Any] | None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import time
+import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from email.utils import parsedate_to_datetime
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dfagent.errors import ConnectFailed, DfagentError, NoSpace, Stalled, StoreUnavailable, Truncated
+from dfagent.errors import ConnectFailed, DfagentError, Stalled, StoreUnavailable, Truncated
 from dfagent.redact import redact
 from dfagent.tasks import finished_in_thread
 from dfagent.transports.options import Timeouts
-from dfagent.transports.origin import origin_error
+from dfagent.transports.origin import origin_error, seconds_to_wait
 
 if TYPE_CHECKING:
     import aiohttp
+
+    from dfagent.transports.partial import Writer
 
 # One read hands over as much as arrived while the last one was written: large enough to make few thread hops,
 # small enough that 16 objects in flight stay below 100 MB.
@@ -25,6 +24,8 @@ READ_BUFFER = 1 << 20
 # Each may hold twice that in memory; more than this many make nothing faster.
 CONNECTIONS = 32
 _ERROR_BODY_LIMIT = 4096
+# Its status is worth more than its text: nobody waits long for that.
+_ERROR_BODY_SECONDS = 5.0
 
 
 class HttpClient:
@@ -46,6 +47,8 @@ class HttpClient:
                     total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.stall
                 ),
                 auto_decompress=False,
+                # A store's cookies are nothing that we would have to bring back.
+                cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Accept-Encoding": "identity", "User-Agent": "dfagent"},
                 **self._session_options,
             )
@@ -116,41 +119,38 @@ async def error_of(label: str, response: aiohttp.ClientResponse) -> DfagentError
 
 
 async def error_body(response: aiohttp.ClientResponse) -> str:
-    """The beginning of an answer that is not the object."""
-    return (await response.content.read(_ERROR_BODY_LIMIT)).decode(errors="replace")
+    """The beginning of an answer that is not the object; what came of it, if it breaks off or takes too long."""
+    import aiohttp
+
+    body = bytearray()
+
+    async def read() -> None:
+        while len(body) < _ERROR_BODY_LIMIT and (chunk := await response.content.read(_ERROR_BODY_LIMIT - len(body))):
+            body.extend(chunk)
+
+    with suppress(aiohttp.ClientError, asyncio.TimeoutError):
+        await asyncio.wait_for(read(), _ERROR_BODY_SECONDS)
+    return body.decode(errors="replace")
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds that a Retry-After header asks for, given as a number or as a date (RFC 9110, 10.2.3)."""
-    value = response.headers.get("Retry-After", "").strip()
-    try:
-        return float(value) if value.isdecimal() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+    return seconds_to_wait(response.headers.get("Retry-After", ""))
 
 
 async def save_body(
-    response: aiohttp.ClientResponse, fd: int, offset: int, size: int, on_progress: Callable[[int], None], label: str
+    response: aiohttp.ClientResponse, writer: Writer, on_progress: Callable[[int], None], label: str
 ) -> None:
-    """Writes the body of exactly `size` bytes at `offset`, off the event loop; anything else is `Truncated`."""
-    written = 0
+    """Writes a body of exactly the writer's length, off the event loop; anything else is `Truncated`.
+
+    A connection that breaks keeps the blocks that came. A body that ends by itself too early or too late was not the
+    object, whatever it began with: its blocks are taken back.
+    """
     async for chunk in response.content.iter_any():
-        if written + len(chunk) > size:
-            raise Truncated(f"{label}: the answer is longer than the {size} bytes of the object")
-        try:
-            await finished_in_thread(_write_at, fd, chunk, offset + written)
-        except OSError as exc:
-            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise NoSpace(f"{label}: the disk is full", hint="make room, then run again") from exc
-        written += len(chunk)
+        if len(chunk) > writer.left:
+            await finished_in_thread(writer.take_back)
+            raise Truncated(f"{label}: the answer is longer than the bytes asked for")
+        await finished_in_thread(writer.write, chunk)
         on_progress(len(chunk))
-    if written != size:
-        raise Truncated(f"{label}: the answer ended after {written} of {size} bytes")
-
-
-def _write_at(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
+    if left := writer.left:
+        await finished_in_thread(writer.take_back)
+        raise Truncated(f"{label}: the answer ended {left} bytes too early")

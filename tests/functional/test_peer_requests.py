@@ -21,6 +21,7 @@ from dfagent.errors import (
     ConnectFailed,
     DfagentError,
     NoHardLink,
+    NoSpace,
     NotFound,
     OriginStatus,
     Overloaded,
@@ -32,9 +33,8 @@ from dfagent.transports.base import Transport
 from dfagent.transports.dfdaemon import DfdaemonTransport
 from dfagent.transports.direct import DirectTransport
 from dfagent.transports.options import RequestOptions, Timeouts
-from dfagent.transports.partial import PART_SIZE, PartialFile
 from dfagent.transports.proxy import ProxyTransport
-from dfagent.types import FetchRequest, ObjectEntry, ObjectRef, SignedUrl, TaskIdentity, Traffic
+from dfagent.types import FetchRequest, ObjectEntry, ObjectRef, SignedUrl, TaskIdentity
 from tests.servers.canned import CannedDfdaemon, CannedHttp, http_answer, serving
 
 BODY = b"weights!"
@@ -76,7 +76,7 @@ async def failure_of(transport: Transport, wanted: FetchRequest, folder: Path | 
     async with opened(transport):
         with pytest.raises(DfagentError) as failed:
             await transport.fetch(wanted, folder)
-    assert folder is None or not [path for path in folder.iterdir() if ".direct." not in path.name]
+    assert folder is None or not list(folder.glob("*.parti*")), "none of these answers is worth going on with"
     return failed.value
 
 
@@ -188,7 +188,7 @@ async def should_count_every_byte_of_dfdaemons_once_in_the_progress(tmp_path: Pa
                 yield response
 
         counts: list[int] = []
-        async with serving(CannedDfdaemon(answer), tmp_path / "sock"):
+        async with serving(CannedDfdaemon(answer, here=[TASK.id]), tmp_path / "sock"):
             wanted = request()
             transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
             async with opened(transport):
@@ -210,6 +210,23 @@ async def should_take_nothing_of_dfdaemon_that_is_not_the_object(tmp_path: Path,
         error = await failure_of(transport, request(), tmp_path / "partials")
     assert type(error) is (Truncated if "size" in wrong else PeerUnavailable)
     assert ("path_map" in error.hint) == (wrong == "no file")
+
+
+@pytest.mark.parametrize("told", [[], [piece(0, 4)], [piece(0, 4), piece(0, 4)]])
+async def should_not_take_a_link_for_whole_whose_stream_ended_early(tmp_path: Path, told: list[Any]) -> None:
+    """It has its full size, with holes; a dfdaemon that is told to end ends its streams well."""
+
+    async def ends_early(download: Any, _context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        yield started()
+        Path(download.output_path).write_bytes(bytes(len(BODY)))
+        for response in told:
+            yield response
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(ends_early), tmp_path / "sock"):
+        transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+        error = await failure_of(transport, request(), tmp_path / "partials")
+    assert isinstance(error, Truncated) and error.retryable and "of 8 bytes" in error.message
 
 
 @pytest.mark.parametrize("why", ["stalled", "another task"])
@@ -272,6 +289,21 @@ async def should_not_blame_the_link_for_what_fails_after_it(tmp_path: Path) -> N
     async with serving(CannedDfdaemon(breaks), tmp_path / "sock"):
         transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS, force_hard_link=True)
         assert type(await failure_of(transport, request(), tmp_path / "partials")) is PeerUnavailable
+
+
+async def should_tell_our_own_full_disk_from_dfdaemons(tmp_path: Path) -> None:
+    """Only ours is no reason to go on by another way."""
+
+    async def full(_download: Any, context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        await context.abort(grpc.StatusCode.INTERNAL, "No space left on device (os error 28)")
+        yield started()
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(full), tmp_path / "sock"):
+        for size, expected in ((len(BODY), PeerUnavailable), (1 << 60, NoSpace)):
+            transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+            error = await failure_of(transport, request(size=size), tmp_path / "partials")
+            assert type(error) is expected and "no room" in error.message
 
 
 @pytest.mark.parametrize("scheduler", [True, False])
@@ -344,55 +376,10 @@ async def should_read_how_long_a_busy_store_asks_to_wait(tmp_path: Path) -> None
         assert isinstance(error, Overloaded) and error.retry_after is None
 
 
-@pytest.mark.parametrize(
-    ("status", "content_range"),
-    [
-        (200, ""),
-        (206, ""),
-        (206, f"bytes 0-{PART_SIZE - 1}/*"),
-        (206, f"bytes 1-{PART_SIZE}/{PART_SIZE + 1}"),
-        (206, f"bytes 0-{PART_SIZE - 1}/{PART_SIZE + 2}"),
-    ],
-)
-async def should_take_no_other_part_than_it_asked_for(tmp_path: Path, status: int, content_range: str) -> None:
-    answer = http_answer(status, bytes(PART_SIZE), **({"Content_Range": content_range} if content_range else {}))
-    async with CannedHttp(answer) as store:
-        transport = DirectTransport(RequestOptions(), TIMEOUTS)
-        error = await failure_of(transport, request(store.url, size=PART_SIZE + 1), tmp_path)
-    assert isinstance(error, Truncated) and "range" in error.message
-
-
 async def should_take_a_whole_answer_to_a_whole_request_only(tmp_path: Path) -> None:
     async with CannedHttp(http_answer(206, BODY, Content_Range="bytes 0-7/99")) as store:
         transport = DirectTransport(RequestOptions(), TIMEOUTS)
         assert isinstance(await failure_of(transport, request(store.url), tmp_path), Truncated)
-
-
-async def should_count_what_a_killed_run_brought_as_progress_but_not_as_traffic(tmp_path: Path) -> None:
-    size, counts = PART_SIZE + len(BODY), list[int]()
-    wanted = request(size=size)
-    left = PartialFile(tmp_path, wanted.task.id, size)
-    left.open()
-    left.mark(0)
-    left.close()
-    answer = http_answer(206, BODY, Content_Range=f"bytes {PART_SIZE}-{size - 1}/{size}")
-    store = CannedHttp(answer)
-    async with store, opened(DirectTransport(RequestOptions(), TIMEOUTS)) as transport:
-        resumed = replace(request(store.url, size=size), on_progress=counts.append)
-        fetched = await transport.fetch(resumed, tmp_path)
-    assert len(store.heads) == 1
-    assert fetched.traffic == Traffic(origin=len(BODY))
-    assert sum(counts) == size
-
-
-async def should_write_nothing_beyond_the_end_of_the_object(tmp_path: Path) -> None:
-    """In a large object the neighbouring part would lie there, perhaps finished already."""
-    async with CannedHttp(http_answer(200, BODY + bytes(1000))) as store:
-        transport = DirectTransport(RequestOptions(), TIMEOUTS)
-        error = await failure_of(transport, request(store.url), tmp_path)
-    assert isinstance(error, Truncated) and "longer than the 8 bytes" in error.message
-    (partial,) = tmp_path.glob("*.direct.partial")
-    assert partial.stat().st_size == len(BODY)
 
 
 @pytest.fixture

@@ -48,6 +48,33 @@ def should_tell_the_origins_error_by_its_status(status: int, expected: type[Dfag
     assert error.message.startswith("net/1/w: ") and str(status) in error.message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no space left on device: not enough space to store the task: content_length=9",
+        "No space left on device (os error 28)",
+        "IO error: No space left on device: While appending to file: /d/metadata/000004.log",
+    ],
+)
+def should_fall_back_when_dfdaemons_own_disk_is_full(text: str) -> None:
+    error = peer_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text), heard=True)
+    assert type(error) is PeerUnavailable and "no room" in error.message and text in error.message
+
+
+def should_wait_as_long_as_the_busy_store_told_dfdaemon() -> None:
+    for headers, expected in (
+        ({"Retry-After": "7"}, 7),
+        ({"retry-after": "7"}, 7),
+        ({}, None),
+        ({"retry-after": "x"}, None),
+    ):
+        backend = {"status_code": 503, "header": headers}
+        error = peer_error("net/1/w", failure(grpc.StatusCode.INTERNAL, backend=backend), heard=True)
+        assert isinstance(error, Overloaded) and error.retry_after == expected
+    odd = {"status_code": 503, "header": ["retry-after"]}
+    assert isinstance(peer_error("x", failure(grpc.StatusCode.INTERNAL, backend=odd), heard=True), Overloaded)
+
+
 @pytest.mark.parametrize("backend", [{"status_code": None}, {"status_code": 0, "message": "dns"}])
 def should_say_that_the_origin_was_not_reached(backend: object) -> None:
     error = peer_error("x", failure(grpc.StatusCode.INTERNAL, "no route", backend), heard=True)
