@@ -106,7 +106,7 @@ def main_way(objects: Iterable[ObjectRecord]) -> tuple[str, Source] | None:
 
 def error_fields(error: DfagentError) -> dict[str, str]:
     """The error as a record holds it."""
-    return {"type": type(error).__name__, "message": redact(error.message), "hint": error.hint}
+    return {"type": type(error).__name__, "message": redact(error.message), "hint": redact(error.hint)}
 
 
 def to_json_line(record: ObjectRecord | ModelRecord) -> bytes:
