@@ -248,6 +248,13 @@ class RepositoryFolder:
     def note_loaded(self, model: str, note: bytes) -> None:
         self._write("loaded", model, note)
 
+    def sha256_note(self, model: str) -> bytes | None:
+        """The note of what the model's files were found to be, where SHA256SUMS is demanded."""
+        return self._read("sha256sums", model)
+
+    def note_sha256(self, model: str, note: bytes) -> None:
+        self._write("sha256sums", model, note)
+
     def _read(self, kind: str, model: str) -> bytes | None:
         check_folder(self._state(kind))
         return read_file(self._state(kind) / model)
@@ -266,9 +273,6 @@ class RepositoryFolder:
             except UnsafePath:
                 found[path.name] = None
         return found
-
-    def sha256_path(self, model: str) -> Path:
-        return self._state("sha256sums") / model
 
     def current(self, model: str) -> str | None:
         """The digest of the generation that DIR/<model> leads to, None where nothing of ours is published.
