@@ -290,6 +290,25 @@ class RepositoryFolder:
             raise self._not_ours(model)
         return leads_to.name
 
+    def origins(self) -> dict[str, Manifest]:
+        """A manifest of each model that is or was published here, of whole generations or not, by the model's name.
+
+        Of models without a link too: a removal that was killed left them. Left out is what we did not put there, and
+        what came from nobody knows where.
+        """
+        found: dict[str, Manifest] = {}
+        for folder in children(self._state("manifests")):
+            try:
+                published = self.current(folder.name)
+                digests = [published] if published else [path.stem for path in children(folder)]
+                manifests = [self.read_manifest(folder.name, digest) for digest in digests]
+            except UnsafePath:
+                continue
+            known = [manifest for manifest in manifests if manifest and manifest.repository]
+            if len({manifest.repository for manifest in known}) == 1 and len(known) == len(manifests):
+                found[folder.name] = known[0]
+        return found
+
     def _not_ours(self, model: str) -> UnsafePath:
         return UnsafePath(
             f"{self.target / model} was not put there by dfagent with the state folder {self.state}",
@@ -354,6 +373,22 @@ class RepositoryFolder:
                 prepared.unlink()
                 raise self._not_ours(model) from exc
             sync_folder(self.target)
+
+    def unpublish(self, model: str) -> None:
+        """Takes DIR/<model> away, then all that is kept of the model, what names its origin last.
+
+        So a removal that is killed can be gone on with. Raises `UnsafePath` where DIR/<model> is not ours.
+        """
+        if self.current(model) is not None:
+            check_folder(self.target)
+            with disk_errors(self.target):
+                (self.target / model).unlink()
+                sync_folder(self.target)
+        for kind in ("loaded", "configs", "sha256sums"):
+            check_folder(self._state(kind))
+            remove(self._state(kind) / model)
+        for kind in ("partials", "staging", "generations", "manifests"):
+            remove(self._of(kind, model))
 
     def remove_generations(self, model: str, keep: set[str]) -> None:
         """Removes every generation of the model but those to keep; the published one always stays."""
