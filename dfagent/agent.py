@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from dfagent.errors import Changed, DfagentError, EmptyRepository
@@ -15,7 +15,7 @@ from dfagent.pruning import View
 from dfagent.records import ModelRecord, ObjectRecord
 from dfagent.repository.scan import ModelSource, scan
 from dfagent.tasks import owned_tasks
-from dfagent.types import ObjectEntry, RepositoryUrl
+from dfagent.types import FetchRequest, ObjectEntry, RepositoryUrl
 
 log = logging.getLogger("dfagent.agent")
 
@@ -62,15 +62,33 @@ class Agent:
         self._per_credential = per_credential
         self._allow_empty = allow_empty
 
-    async def run(self, claimed: dict[str, str]) -> PassResult:
+    async def objects(self) -> dict[str, dict[str, FetchRequest]]:
+        """What the store has now: each model's objects by their path in it, as requests."""
+        fetcher = (await self._isolated()).fetcher
+        entries = [entry async for entry in fetcher.store.list(self.url)]
+        return {
+            model.name: {
+                str(file.path): fetcher.request(f"{model.name}/{file.path}", file.entry, lambda _count: None)
+                for file in model.files
+            }
+            for model in scan(self.url, entries)
+            if not model.problem
+        }
+
+    async def bring(self, models: frozenset[str]) -> list[DfagentError]:
+        """One pass over these models only; returns what went wrong."""
+        return (await self.run({}, models)).errors
+
+    async def run(self, claimed: dict[str, str], only: frozenset[str] | None = None) -> PassResult:
         """One pass. One model's error does not stop the others; a listing's error ends the pass.
 
-        `claimed` maps the models of the repositories before this one to their repository, and is added to.
+        `claimed` maps the models of the repositories before this one to their repository, and is added to; with `only`
+        the other models are left alone.
         """
         self.view = None
         tools = replace(await self._isolated(), claimed=claimed)
         result = PassResult()
-        todo: set[str] | None = None
+        todo: Collection[str] | None = only
         held: set[str] = set()
         for listing in range(1, _LISTINGS + 1):
             started = time.monotonic()
@@ -90,7 +108,8 @@ class Agent:
                 f"none of the {len(held)} models in {self.url} declares the dragonfly agent",
                 hint='add `model_repository_agents { agents [ { name: "dragonfly" } ] }` to config.pbtxt, or use --all',
             )
-        self.view = await self._view(entries, scanned, frozenset(held - result.left_alone))
+        if only is None:
+            self.view = await self._view(entries, scanned, frozenset(held - result.left_alone))
         return result
 
     def _scanned(self, entries: Sequence[ObjectEntry]) -> list[ModelSource]:

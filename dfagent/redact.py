@@ -1,4 +1,4 @@
-"""Keeps signatures out of texts that other programs wrote: their error messages quote whole URLs."""
+"""Keeps signatures, and what drives a terminal, out of texts that others wrote: error messages, names in a bucket."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ _PARAMETER = re.compile(
 def redact(text: str) -> str:
     """The text with the query of every URL in it, and the value of every signing parameter, replaced by `…`."""
     return _PARAMETER.sub(r"\1…", _QUERY.sub(r"\1?…\2", text))
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may have it: escapes for what controls it, hides or turns letters around."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

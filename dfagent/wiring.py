@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from dfagent.settings.files import Settings
 from dfagent.stores.registry import open_store
 from dfagent.stores.url import parse_repository_url
 from dfagent.transports.options import Timeouts
+from dfagent.verification import Verification
 from dfagent.ways import Tuning, Ways
 
 if TYPE_CHECKING:
@@ -85,8 +86,10 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(settings: Settings, options: RunOptions, observer: Observer) -> AsyncIterator[Session]:
-    """Everything a run needs, given back when it ends, however it ends."""
+async def open_session(
+    settings: Settings, options: RunOptions, observer: Observer, folder: RepositoryFolder | None = None
+) -> AsyncIterator[Session]:
+    """Everything a run needs, given back when it ends, however it ends; a `folder` that is open stays so."""
     urls = [parse_repository_url(text) for text in options.urls]
     name = settings.dragonfly.default_transport(options.transport)
     if options.target is None and not settings.dragonfly.has_peer(name):
@@ -96,7 +99,7 @@ async def open_session(settings: Settings, options: RunOptions, observer: Observ
         )
     _check_pruning(options)
     async with AsyncExitStack() as stack:
-        folder = await _open_folder(stack, options)
+        folder = folder or await _open_folder(stack, options)
         ledger = folder.ledger if folder else None
         ways = Ways(settings.dragonfly, options.timeouts, ledger, options.tuning)
         stack.push_async_callback(ways.aclose)
@@ -139,6 +142,26 @@ def _check_pruning(options: RunOptions) -> None:
         raise ConfigError("--allow-empty goes with --prune", hint="add --prune, or leave --allow-empty out")
     if options.prune and options.target is None:
         raise ConfigError("--prune goes with --to: only a folder has models to remove", hint="give --to DIR")
+
+
+@asynccontextmanager
+async def open_verification(
+    settings: Settings, options: RunOptions, observer: Observer, *, repair: bool, offline: bool
+) -> AsyncIterator[Verification]:
+    """What looks at the folder `options.target` again. Only for a repair it takes the folder's lock."""
+    folder = RepositoryFolder(options.target or Path(), options.state)
+
+    @asynccontextmanager
+    async def open_origin(repository: str) -> AsyncIterator[Agent]:
+        one = replace(options, urls=(repository,), select_all=True)
+        async with open_session(settings, one, observer, folder) as session:
+            yield session.agents[0]
+
+    try:
+        await asyncio.to_thread(folder.open if repair else folder.look)
+        yield Verification(folder, open_origin, offline=offline)
+    finally:
+        folder.close()
 
 
 async def _open_folder(stack: AsyncExitStack, options: RunOptions) -> RepositoryFolder | None:

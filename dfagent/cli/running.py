@@ -13,14 +13,24 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from dfagent.errors import DfagentError
-from dfagent.redact import redact
+from dfagent.redact import printable, redact
+
+
+class _Printable(logging.Formatter):
+    """Names in a bucket may hold characters that reorder a line or can't be seen; nobody is to be misled by a log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+_UMASK = 0o027
 
 
 def set_up_logging(level: int) -> None:
     """Our own loggers at `level`; everybody else's only from WARNING on, because libraries log whole URLs."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("dfagent").setLevel(level)
 
 
@@ -37,7 +47,7 @@ def complain(text: str) -> None:
     """Says it on standard error, if anybody can hear it there."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(text, file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
 
 def run(main: Coroutine[Any, Any, Sequence[DfagentError]]) -> None:
@@ -45,6 +55,8 @@ def run(main: Coroutine[Any, Any, Sequence[DfagentError]]) -> None:
 
     What it returns are the errors that it went on after: they are told, and the first one decides about the exit code.
     """
+    # Libraries and the SDKs write files, too; what is ours is for our user and its group at most.
+    os.umask(_UMASK)
     try:
         errors = asyncio.run(_guarded(main))
     except DfagentError as exc:

@@ -255,6 +255,11 @@ class RepositoryFolder:
     def note_sha256(self, model: str, note: bytes) -> None:
         self._write("sha256sums", model, note)
 
+    def forget_loaded(self, model: str) -> None:
+        """The files that Triton loaded are no longer what is there: it has to load them again."""
+        check_folder(self._state("loaded"))
+        remove(self._state("loaded") / model)
+
     def _read(self, kind: str, model: str) -> bytes | None:
         check_folder(self._state(kind))
         return read_file(self._state(kind) / model)
@@ -280,6 +285,7 @@ class RepositoryFolder:
         Raises `UnsafePath` where something stands there that we did not put.
         """
         link = self.target / model
+        check_folder(self.target)
         try:
             leads_to = Path(os.path.normpath(self.target / os.readlink(link)))
         except FileNotFoundError:
