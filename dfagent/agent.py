@@ -108,7 +108,8 @@ class Agent:
                 f"none of the {len(held)} models in {self.url} declares the dragonfly agent",
                 hint='add `model_repository_agents { agents [ { name: "dragonfly" } ] }` to config.pbtxt, or use --all',
             )
-        self.view = await self._view(entries, scanned, frozenset(held - result.left_alone))
+        if only is None:
+            self.view = await self._view(entries, scanned, frozenset(held - result.left_alone))
         return result
 
     def _scanned(self, entries: Sequence[ObjectEntry]) -> list[ModelSource]:
