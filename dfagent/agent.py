@@ -13,6 +13,7 @@ from dfagent.errors import Changed, DfagentError, EmptyRepository
 from dfagent.model_job import ModelJob, Tools
 from dfagent.pruning import View
 from dfagent.records import ModelRecord, ObjectRecord
+from dfagent.repository.folding import Folding
 from dfagent.repository.scan import ModelSource, scan
 from dfagent.tasks import owned_tasks
 from dfagent.types import FetchRequest, ObjectEntry, RepositoryUrl
@@ -71,7 +72,7 @@ class Agent:
                 str(file.path): fetcher.request(f"{model.name}/{file.path}", file.entry, lambda _count: None)
                 for file in model.files
             }
-            for model in scan(self.url, entries)
+            for model in scan(self.url, entries, self._folds)
             if not model.problem
         }
 
@@ -112,9 +113,13 @@ class Agent:
             self.view = await self._view(entries, scanned, frozenset(held - result.left_alone))
         return result
 
+    @property
+    def _folds(self) -> Folding | None:
+        return self._tools.folder.folds if self._tools.folder else None
+
     def _scanned(self, entries: Sequence[ObjectEntry]) -> list[ModelSource]:
         try:
-            return scan(self.url, entries)
+            return scan(self.url, entries, self._folds)
         except EmptyRepository:
             if not self._allow_empty:
                 raise

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,7 @@ async def open_session(
             )
             stack.push_async_callback(store.aclose)
             tools = Tools(
-                fetcher=Fetcher(store, transport, limit, known=ledger),
+                fetcher=Fetcher(store, transport, limit, known=ledger, copies=partial(ways.copies, name)),
                 config_fetcher=Fetcher(store, direct, limit, known=ledger),
                 folder=folder,
                 triton=triton,

@@ -46,6 +46,7 @@ from dfagent.repository.disk import (
     sync_folder,
     write_file,
 )
+from dfagent.repository.folding import Folding, folding_of
 from dfagent.repository.ledger import Ledger
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.space import Space
@@ -81,6 +82,7 @@ class RepositoryFolder:
         self.state = _resolved(state) if state else self.target.parent / f".dfagent-{self.target.name}"
         self._lock_fd = -1
         self.ledger = Ledger(self.state)
+        self.folds: Folding | None = None
         self.space = Space(self.state, lambda model: (self._state("partials") / model, self._state("staging") / model))
 
     def open(self) -> None:
@@ -97,6 +99,7 @@ class RepositoryFolder:
                 self._check_same_mount()
                 self.sweep()
                 self.ledger = Ledger(self.state)
+                self.folds = folding_of(self._state("tmp"))
             except BaseException:
                 self.close()
                 raise
