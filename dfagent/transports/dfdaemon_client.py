@@ -20,7 +20,7 @@ from dfagent.errors import (
     StoreUnavailable,
     Truncated,
 )
-from dfagent.redact import redact
+from dfagent.redact import redact_quote
 from dfagent.transports.options import Timeouts
 from dfagent.transports.origin import origin_error, seconds_to_wait
 from dfagent.transports.traffic import Known, TaskState
@@ -33,6 +33,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
+_SEEN_AS = "`path_map` in dragonfly_config.json tells by which name dfdaemon sees our folder"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _CANT_LINK = frozenset(
     {
@@ -122,19 +123,23 @@ class DfdaemonClient:
         return Known.PEERS if task.state == "Succeeded" and task.peer_count else Known.NOBODY
 
 
-def link_error(label: str, exc: grpc.aio.AioRpcError) -> NoHardLink | None:
-    """`NoHardLink` where dfdaemon says that it can't make the link, None for any other failure.
+def link_error(label: str, exc: grpc.aio.AioRpcError, *, forced: bool) -> PeerUnavailable | None:
+    """What to say where dfdaemon could not make the file in our folder, None for any other failure.
 
-    Only for a download that was to be linked and has not begun: dfdaemon links first, and its text tells no more than
-    the number of the error.
+    It is `NoHardLink` where the link was `forced` and the download has not begun: dfdaemon links first. Its text tells
+    no more than the number of the error.
     """
-    number = _OS_ERROR.search(exc.details() or "")
+    said = exc.details() or ""
+    number = _OS_ERROR.search(said)
     if number is None or int(number[1]) not in _CANT_LINK:
         return None
+    if not forced:
+        return PeerUnavailable(
+            f"{label}: dfdaemon can't make the file in our folder: {redact_quote(said)}", hint=_SEEN_AS
+        )
     return NoHardLink(
-        f"{label}: dfdaemon can't link its file into our folder: {redact(exc.details() or '')}",
-        hint="its storage and the model folder have to lie on one mount, which dfdaemon can write to; `path_map` in "
-        "dragonfly_config.json tells by which name dfdaemon sees our folder",
+        f"{label}: dfdaemon can't link its file into our folder: {redact_quote(said)}",
+        hint=f"its storage and the model folder have to lie on one mount, which dfdaemon can write to; {_SEEN_AS}",
     )
 
 
@@ -148,7 +153,7 @@ def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentErr
 
     The raw exception is not chained by callers: dfdaemon's texts quote signed URLs.
     """
-    code, details = exc.code(), redact(exc.details() or "")
+    code, details = exc.code(), redact_quote(exc.details() or "")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Overloaded(f"{label}: dfdaemon sheds load: {details}", hint="lower `concurrency`")
     if code is grpc.StatusCode.UNAVAILABLE:
@@ -168,7 +173,8 @@ def _failure(label: str, exc: grpc.aio.AioRpcError, details: str) -> DfagentErro
     """What stopped the download itself: the disk, the origin, or dfdaemon."""
     if has_no_room(exc):
         return PeerUnavailable(
-            f"{label}: dfdaemon has no room: {details}", hint="make room where dfdaemon keeps its cache"
+            f"{label}: dfdaemon has no room: {details}",
+            hint="make room where dfdaemon keeps its cache; its database may need a restart of dfdaemon after that",
         )
     backend = _backend_detail(exc)
     if backend is None:
