@@ -74,9 +74,9 @@ class ObjectRecord:
 class ModelRecord:
     """What became of one model in one pass.
 
-    `outcome` is "published", "unchanged", "warmed" or "failed"; `bytes` is the model's size, `fetched_bytes` what was
-    brought for it; `source` and `transport` are those of most of the fetched bytes (None, and the one that was asked
-    for, where none were fetched).
+    `outcome` is "published", "unchanged", "warmed", "removed" or "failed"; `bytes` is the model's size,
+    `fetched_bytes` what was brought for it; `source` and `transport` are those of most of the fetched bytes (None, and
+    the one that was asked for, where none were fetched).
     """
 
     model: str

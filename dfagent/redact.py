@@ -1,4 +1,4 @@
-"""Keeps what signs out of texts: error messages of other programs quote whole URLs, and their logs whole headers."""
+"""Keeps what signs, and what drives a terminal, out of texts that others wrote: their errors, logs and names."""
 
 from __future__ import annotations
 
@@ -62,3 +62,8 @@ def redact_quote(text: str) -> str:
 def _without_query(found: re.Match[str]) -> str:
     query = found[2]
     return f"{found[1]}?…{query[len(query.rstrip(_CLOSING)) :]}"
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may have it: escapes for what controls it, hides or turns letters around."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)

@@ -15,7 +15,16 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from dfagent.errors import DfagentError
-from dfagent.redact import redact
+from dfagent.redact import printable, redact
+
+_UMASK = 0o027
+
+
+class _Printable(logging.Formatter):
+    """Names in a bucket may hold characters that reorder a line or can't be seen; nobody is to be misled by a log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def set_up_logging(level: int) -> None:
@@ -24,7 +33,7 @@ def set_up_logging(level: int) -> None:
     To be called before an SDK is imported.
     """
     handler = _RedactingHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # A logger's own level would let its records through here, however silent the root is.
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or f"{record.name}.".startswith("dfagent."))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -71,7 +80,7 @@ def complain(text: str) -> None:
     """Says it on standard error, if anybody can hear it there."""
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(text, file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
 
 def run(main: Coroutine[Any, Any, Sequence[DfagentError]]) -> None:
@@ -79,6 +88,8 @@ def run(main: Coroutine[Any, Any, Sequence[DfagentError]]) -> None:
 
     What it returns are the errors that it went on after: they are told, and the first one decides about the exit code.
     """
+    # Libraries and the SDKs write files, too; what is ours is for our user and its group at most.
+    os.umask(_UMASK)
     try:
         errors = asyncio.run(_guarded(main))
     except DfagentError as exc:

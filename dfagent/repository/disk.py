@@ -78,9 +78,10 @@ def read_file(path: Path) -> bytes | None:
         if exc.errno in (errno.ELOOP, errno.ENXIO):
             raise _no_file(path) from exc
         raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _no_file(path)
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _no_file(path)
         return file.read()
 
 

@@ -170,13 +170,19 @@ class Ledger:
                 os.fchmod(fd, _MODE)
         finally:
             os.close(fd)
-        mode = "ro" if self._read_only else "rw"
         return sqlite3.connect(
-            f"{self._path.absolute().as_uri()}?mode={mode}",
+            f"{self._path.absolute().as_uri()}?{self._how()}",
             uri=True,
             check_same_thread=False,
             timeout=_LONGEST_WAIT_SECONDS,
         )
+
+    def _how(self) -> str:
+        if not self._read_only:
+            return "mode=rw"
+        # Even a reader would make the files that coordinate readers and writers; without them nobody writes.
+        nobody_writes = not self._path.with_name(f"{NAME}-wal").exists() or not os.access(self._path.parent, os.W_OK)
+        return "mode=ro&immutable=1" if nobody_writes else "mode=ro"
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         made_by = database.execute("PRAGMA user_version").fetchone()[0]

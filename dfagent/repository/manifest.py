@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import orjson
@@ -52,6 +53,12 @@ class Manifest:
         content = asdict(self)
         del content["repository"]
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    @property
+    def all_folders(self) -> tuple[str, ...]:
+        """Every folder that a file or an empty folder needs, the upper ones first."""
+        paths = {*map(PurePosixPath, self.folders), *(PurePosixPath(file.path).parent for file in self.files)}
+        return tuple(sorted({str(path) for each in paths for path in (each, *each.parents) if path.name}))
 
     @property
     def size(self) -> int:

@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dfagent.errors import Truncated
 from dfagent.repository.disk import (
@@ -47,7 +46,7 @@ class Staging:
         self.manifest = manifest
         self.digest = manifest.digest
         self._path = folder.staging(manifest.model, self.digest)
-        self._folders = _with_parents((*manifest.folders, *(str(Path(file.path).parent) for file in manifest.files)))
+        self._folders = manifest.all_folders
 
     def open(self) -> list[ManifestFile]:
         """Makes the folders, takes over what this node already has, and returns the files that are missing.
@@ -139,7 +138,6 @@ class Staging:
             self._folder.write_manifest(self.manifest)
             self._move_to(generation)
             sync_folder(generation.parent)
-        self._folder.space.release(model)
         self._folder.remove_partials(model)
 
     def _move_to(self, generation: Path) -> None:
@@ -151,6 +149,7 @@ class Staging:
         if not check_folder(generation):
             os.replace(self._path, generation)
             return
+        self._folder.forget_loaded(self.manifest.model)
         for name in self._folders:
             if not _is_folder(generation / name):
                 remove(generation / name)
@@ -162,12 +161,6 @@ class Staging:
         for name in ("", *self._folders):
             sync_folder(generation / name)
         remove(self._path)
-
-
-def _with_parents(folders: Iterable[str]) -> list[str]:
-    """The folders and all above them, the upper ones first."""
-    paths = {PurePosixPath(folder) for folder in folders}
-    return sorted(str(path) for path in {*paths, *(parent for path in paths for parent in path.parents)} if path.name)
 
 
 def _is_folder(path: Path) -> bool:

@@ -39,7 +39,6 @@ _BAD_CONFIGURATION = (
     sdk.ConfigNotFound,
     sdk.ConfigParseError,
     sdk.InvalidConfigError,
-    sdk.InvalidRegionError,
     sdk.ParamValidationError,
     sdk.UnknownCredentialError,
     sdk.EndpointProviderError,
@@ -96,7 +95,7 @@ def translate_head(exc: sdk.ClientError, place: str) -> StoreError | None:
     if status in (408, 429) or (status >= 500 and status != 501):
         return StoreUnavailable(f"{place}: HEAD answered {status}", hint="the store is overloaded or broken: try again")
     if 300 <= status < 400:
-        return StoreError(f"{place}: HEAD answered {status}", hint="redirects of signed requests are not followed")
+        return StoreError(f"{place}: HEAD answered {status}", hint="check the bucket's region")
     return None
 
 
@@ -108,6 +107,9 @@ def translate(exc: sdk.ClientError | sdk.BotoCoreError, place: str) -> DfagentEr
         return ConfigError(f"{place}: no S3 credentials found", hint=_NO_CREDENTIALS_HINT)
     if isinstance(exc, _BAD_CONFIGURATION):
         return ConfigError(f"{place}: {_said(str(exc))}", hint="check cloud_credential.json and the SDK's own files")
+    if isinstance(exc, sdk.InvalidRegionError):
+        # Ours is checked before any request: this one was in an answer, and is not shown.
+        return StoreError(f"{place}: the store names a region that can be none", hint=NOT_S3_HINT)
     if isinstance(exc, _NO_TOKEN):
         return AccessDenied(f"{place}: {_said(str(exc))}", hint="the credential's provider gave no credential")
     return _translate_connection(exc, place)

@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -46,6 +47,7 @@ class DfdaemonTransport:
         self._timeouts = timeouts
         self._map_path = map_path
         self._force_hard_link = force_hard_link
+        self._distrusted: set[str] = set()
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -57,8 +59,10 @@ class DfdaemonTransport:
     async def discard(self, task_id: str) -> bool:
         """Deletes the task from this node's cache; tells whether it is gone, False where dfdaemon can't be asked.
 
-        Files that dfdaemon linked for us keep their bytes.
+        Files that dfdaemon linked for us keep their bytes. The next download of the task goes to the origin: parents
+        may have the same wrong bytes, and then dfdaemon's own checksums of them agree.
         """
+        self._distrusted.add(task_id)
         return await self._client.discard(task_id)
 
     async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
@@ -71,11 +75,14 @@ class DfdaemonTransport:
         try:
             pieces = await self._download(request, self._message(request, signed, path), folder)
             if path:
-                await asyncio.to_thread(_check_file, path, request)
+                await self._check(path, request)
         except BaseException:
             if path:
-                path.unlink(missing_ok=True)
+                # The first error counts, whatever else is wrong with the folder.
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
             raise
+        self._distrusted.discard(request.task.id)
         request.on_progress(request.entry.size - pieces.total)
         return Fetched(
             path=path,
@@ -117,16 +124,24 @@ class DfdaemonTransport:
         # Not before: dfdaemon may still make a file for a download that we gave up.
         if size != request.entry.size:
             raise Truncated(f"{request.label}: dfdaemon has {size} bytes of it, {request.entry.size} were listed")
-        # A stream that ends well is not enough: so does that of a dfdaemon which is told to end, and the file that it
+        # A stream that ends well is not enough: one whose task in dfdaemon panicked does so, too, and the file that was
         # linked has its full size from the start.
         if pieces.total != size and not await self._client.is_here(request.task.id):
             raise Truncated(f"{request.label}: dfdaemon ended after {pieces.total} of {size} bytes")
         return pieces
 
+    async def _check(self, path: Path, request: FetchRequest) -> None:
+        """A finished task whose file is too short would be given again and again: only without it dfdaemon fetches."""
+        try:
+            await asyncio.to_thread(_check_file, path, request)
+        except Truncated:
+            await self.discard(request.task.id)
+            raise
+
     async def _error(
         self, request: FetchRequest, exc: grpc.aio.AioRpcError, heard: bool, folder: Path | None
     ) -> DfagentError:
-        if self._force_hard_link and not heard and (unlinked := link_error(request.label, exc)):
+        if folder and (unlinked := link_error(request.label, exc, forced=self._force_hard_link and not heard)):
             return unlinked
         # dfdaemon does not say whose disk is full: its own, or the one that it copies to for us.
         if folder and has_no_room(exc) and await asyncio.to_thread(_is_full, folder, request.entry.size):
@@ -144,6 +159,7 @@ class DfdaemonTransport:
             request_header=options.origin_headers(request, signed),
             filtered_query_params=options.filters_for(signed),
             content_for_calculating_task_id=request.task.content,
+            need_back_to_source=request.task.id in self._distrusted,
         )
         if path:
             download.output_path = str(self._map_path(path))
@@ -186,5 +202,5 @@ def _check_file(path: Path, request: FetchRequest) -> None:
     if size != request.entry.size:
         raise Truncated(
             f"{request.label}: dfdaemon delivered {size} of {request.entry.size} bytes",
-            hint="its cached task may be damaged: delete it there, then run again",
+            hint="its cached task was damaged and is deleted: run again",
         )

@@ -33,6 +33,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
+_SEEN_AS = "`path_map` in dragonfly_config.json tells by which name dfdaemon sees our folder"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _CANT_LINK = frozenset(
     {
@@ -122,19 +123,23 @@ class DfdaemonClient:
         return Known.PEERS if task.state == "Succeeded" and task.peer_count else Known.NOBODY
 
 
-def link_error(label: str, exc: grpc.aio.AioRpcError) -> NoHardLink | None:
-    """`NoHardLink` where dfdaemon says that it can't make the link, None for any other failure.
+def link_error(label: str, exc: grpc.aio.AioRpcError, *, forced: bool) -> PeerUnavailable | None:
+    """What to say where dfdaemon could not make the file in our folder, None for any other failure.
 
-    Only for a download that was to be linked and has not begun: dfdaemon links first, and its text tells no more than
-    the number of the error.
+    It is `NoHardLink` where the link was `forced` and the download has not begun: dfdaemon links first. Its text tells
+    no more than the number of the error.
     """
-    number = _OS_ERROR.search(exc.details() or "")
+    said = exc.details() or ""
+    number = _OS_ERROR.search(said)
     if number is None or int(number[1]) not in _CANT_LINK:
         return None
+    if not forced:
+        return PeerUnavailable(
+            f"{label}: dfdaemon can't make the file in our folder: {redact_quote(said)}", hint=_SEEN_AS
+        )
     return NoHardLink(
-        f"{label}: dfdaemon can't link its file into our folder: {redact_quote(exc.details() or '')}",
-        hint="its storage and the model folder have to lie on one mount, which dfdaemon can write to; `path_map` in "
-        "dragonfly_config.json tells by which name dfdaemon sees our folder",
+        f"{label}: dfdaemon can't link its file into our folder: {redact_quote(said)}",
+        hint=f"its storage and the model folder have to lie on one mount, which dfdaemon can write to; {_SEEN_AS}",
     )
 
 
@@ -168,7 +173,8 @@ def _failure(label: str, exc: grpc.aio.AioRpcError, details: str) -> DfagentErro
     """What stopped the download itself: the disk, the origin, or dfdaemon."""
     if has_no_room(exc):
         return PeerUnavailable(
-            f"{label}: dfdaemon has no room: {details}", hint="make room where dfdaemon keeps its cache"
+            f"{label}: dfdaemon has no room: {details}",
+            hint="make room where dfdaemon keeps its cache; its database may need a restart of dfdaemon after that",
         )
     backend = _backend_detail(exc)
     if backend is None:

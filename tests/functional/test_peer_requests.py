@@ -214,7 +214,7 @@ async def should_take_nothing_of_dfdaemon_that_is_not_the_object(tmp_path: Path,
 
 @pytest.mark.parametrize("told", [[], [piece(0, 4)], [piece(0, 4), piece(0, 4)]])
 async def should_not_take_a_link_for_whole_whose_stream_ended_early(tmp_path: Path, told: list[Any]) -> None:
-    """It has its full size, with holes; a dfdaemon that is told to end ends its streams well."""
+    """It has its full size, with holes; dfdaemon ends the stream of a task that panicked as it ends any other."""
 
     async def ends_early(download: Any, _context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
         yield started()
@@ -318,6 +318,17 @@ async def should_delete_a_cached_task_from_the_node(tmp_path: Path, scheduler: b
             assert not await transport.is_here(TASK.id)
             assert await transport.discard(TASK.id), "what is not there is gone"
     assert service.here == {"another"}
+
+
+async def should_ask_for_the_origins_bytes_once_after_a_task_was_deleted(tmp_path: Path) -> None:
+    async with serving(CannedDfdaemon(whole), tmp_path / "sock") as daemon:
+        transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+        async with opened(transport):
+            await transport.fetch(request(), tmp_path)
+            await transport.discard(TASK.id)
+            await transport.fetch(request(), tmp_path)
+            await transport.fetch(request(), tmp_path)
+    assert [asked.need_back_to_source for asked in daemon.asked] == [False, True, False]
 
 
 async def should_not_fail_when_there_is_no_dfdaemon_to_delete_from(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ _CHUNK = 1 << 16
 
 @dataclass
 class Rule:
-    """What to do with answers to requests whose head contains `match`, once `after` bytes of one went through.
+    """What to do with answers to GET requests whose head contains `match`, once `after` bytes of one went through.
 
     A hold waits until `release`; a cut closes the connection, `times` times.
     """
@@ -27,6 +27,10 @@ class Rule:
     times: int = 1
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     _released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def is_for(self, head: str) -> bool:
+        """Whether it is the GET in question: the question for a checksum (HEAD) goes by before it."""
+        return head.startswith("GET ") and self.match in head
 
     def release(self) -> None:
         self._released.set()
@@ -170,7 +174,7 @@ class _Connection:
     async def pass_answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(_CHUNK):
             self._answered += len(data)
-            for rule in [rule for rule in self._rules if rule.match in self._head and self._answered > rule.after]:
+            for rule in [rule for rule in self._rules if rule.is_for(self._head) and self._answered > rule.after]:
                 rule.reached.set()
                 if not rule.cut:
                     await rule.wait()

@@ -204,6 +204,12 @@ def should_only_look_when_it_was_opened_to_look(tmp_path: Path) -> None:
     looker.remember("more", file, CRC)
     writer.remember("later", file, CRC)
     assert looker.verified("later", file) and not writer.knows("more")
+    for opened in (looker, writer):
+        opened.close()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    alone = Ledger(tmp_path, read_only=True)
+    assert alone.verified("later", file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def should_serve_many_threads_at_once(tmp_path: Path) -> None:

@@ -104,14 +104,16 @@ def should_know_that_a_busy_peer_means_later() -> None:
     ["Invalid cross-device link (os error 18)", "No such file or directory (os error 2)", "… (os error 30)"],
 )
 def should_know_that_a_link_can_not_be_made(text: str) -> None:
-    error = link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text))
+    error = link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text), forced=True)
     assert isinstance(error, NoHardLink) and not error.retryable
     assert text in error.message and "path_map" in error.hint and "one mount" in error.hint
+    copying = link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text), forced=False)
+    assert type(copying) is PeerUnavailable and text in copying.message and "path_map" in copying.hint
 
 
 @pytest.mark.parametrize("text", ["", "No space left on device (os error 28)", "task 18 not found", "File exists"])
 def should_not_take_another_failure_for_a_link_that_can_not_be_made(text: str) -> None:
-    assert link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text)) is None
+    assert link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text), forced=True) is None
 
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))

@@ -27,6 +27,7 @@ def write(folder: Path, content: str | bytes | object) -> Path:
         file.write_bytes(content)
     else:
         file.write_text(content if isinstance(content, str) else json.dumps(content))
+    file.chmod(0o640)
     return file
 
 
@@ -69,7 +70,20 @@ def test_seed_cloud_credential_means_what_its_document_says() -> None:
 def test_seed_files_warn_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Every key of the seed's files is known."""
     load_settings(CONFIG, CREDENTIALS, {})
-    assert caplog.records == []
+    # Their mode is the checkout's.
+    assert [record.message for record in caplog.records if "can read" not in record.message] == []
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o604, True), (0o640, False), (0o600, False)])
+def test_credentials_that_every_user_can_read_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warned: bool
+) -> None:
+    file = write(tmp_path, {})
+    file.chmod(mode)
+    load_settings(None, file, {})
+    load_settings(file, None, {})
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == warned and all(str(file) in message and "chmod o-r" in message for message in messages)
 
 
 def test_flag_wins_over_environment_over_default(tmp_path: Path) -> None:
