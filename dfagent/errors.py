@@ -6,7 +6,7 @@
     ├ TransportError              ConnectFailed* · Stalled* · Truncated* · Overloaded* · SignedUrlExpired
     │                             · OriginStatus · PeerUnavailable · NoHardLink
     ├ RepositoryError             EmptyRepository · InvalidModelConfig · UnsafePath · NoSpace · FolderInUse
-    │                             · DigestMismatch*
+    │                             · DigestMismatch* · InvalidSha256Sums
     ├ TritonError                 TritonUnavailable* · WrongControlMode · LoadRejected · LoadTimeout
     └ PartError                   a real part of the local set-up (demo, tests, benchmarks) is missing or will not start
   (* retryable)
@@ -148,6 +148,10 @@ class DigestMismatch(RepositoryError):
     retryable = True
 
 
+class InvalidSha256Sums(RepositoryError):
+    """A model's SHA256SUMS is demanded and is missing, malformed, or does not list just the model's files."""
+
+
 class FolderInUse(RepositoryError):
     """Another dfagent works on this folder."""
 
@@ -177,7 +181,7 @@ class LoadRejected(TritonError):
 
 
 class LoadTimeout(TritonError):
-    """Triton did not finish the load in time."""
+    """Triton did not finish the load or unload in time."""
 
 
 class PartError(DfagentError):

@@ -22,20 +22,23 @@ from dfagent.errors import (
     InvalidModelConfig,
     LoadRejected,
     RepositoryError,
+    StoreError,
     TritonError,
     TritonUnavailable,
 )
 from dfagent.fetching import Fetcher
-from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_source
+from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_way
 from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, declares_dragonfly, parse_config, without_dragonfly
 from dfagent.repository.folder import RepositoryFolder, disk_errors
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.materialise import Staging
 from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
+from dfagent.repository.sha256sums import SUMS_NAME, Demand, Sha256Check
 from dfagent.tasks import owned_tasks
-from dfagent.types import Traffic
+from dfagent.types import Checksum, Traffic
 
 log = logging.getLogger("dfagent.agent")
+Take = Callable[[Path, "Checksum | None"], None]
 
 
 class Loader(Protocol):
@@ -61,7 +64,10 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What every job of a pass works with. Without `folder` a job only warms the peer's cache."""
+    """What every job of a pass works with. Without `folder` a job only warms the peer's cache.
+
+    With `sha256` every model must have a SHA256SUMS and be what it says.
+    """
 
     fetcher: Fetcher
     config_fetcher: Fetcher
@@ -70,6 +76,7 @@ class Tools:
     observer: Observer
     repository: str
     select_all: bool
+    sha256: Sha256Check | None = None
     claimed: dict[str, str] = field(default_factory=dict)
 
 
@@ -153,22 +160,43 @@ class ModelJob:
         known = await asyncio.to_thread(folder.stored_config, self.source.name, version) if folder else None
         if known is not None:
             return known
-        with tempfile.TemporaryDirectory(prefix="dfagent-") as scratch:
-            path = await self._fetch(listed, Path(scratch), self.tools.config_fetcher)
-            data = await asyncio.to_thread(path.read_bytes)
+        data = await self._read_directly(listed)
         if folder:
             await asyncio.to_thread(folder.store_config, self.source.name, version, data)
         return data
+
+    async def _read_directly(self, file: ModelFile) -> bytes:
+        with tempfile.TemporaryDirectory(prefix="dfagent-") as scratch:
+            path = await self._fetch(file, Path(scratch), self.tools.config_fetcher)
+            return await asyncio.to_thread(path.read_bytes)
+
+    async def _demand(self, config: bytes | None) -> Demand | None:
+        if self.tools.sha256 is None:
+            return None
+        versions = {str(file.path): self.tools.fetcher.task(file.entry).id for file in self.source.files}
+        return await self.tools.sha256.demand(self.source, versions, config, self._read_directly)
+
+    async def _hold_to(self, demand: Demand | None, where: Path, *, staged: bool) -> None:
+        if self.tools.sha256 is None or demand is None:
+            return
+        started = time.monotonic()
+        try:
+            await self.tools.sha256.check(demand, where, staged=staged)
+        finally:
+            self._add(verify=time.monotonic() - started)
 
     async def _materialise(self, folder: RepositoryFolder, config: bytes | None) -> str:
         model = self.source.name
         published = None if config is None else await asyncio.to_thread(without_dragonfly, config, self._config_label)
         manifest = self._manifest(published)
         self._generation = manifest.digest
+        demand = await self._demand(config)
         before = await asyncio.to_thread(folder.current, model)
-        whole = await asyncio.to_thread(folder.manifest, model, manifest.digest)
+        whole = await self._is_whole(folder, manifest)
         if not whole:
-            await self._assemble(Staging(folder, manifest), published)
+            await self._assemble(folder, await asyncio.to_thread(Staging, folder, manifest), published, demand)
+        else:
+            await self._hold_to(demand, folder.generation(model, manifest.digest), staged=False)
         started = time.monotonic()
         if before != manifest.digest:
             await asyncio.to_thread(folder.publish, model, manifest.digest)
@@ -180,6 +208,34 @@ class ModelJob:
             await asyncio.to_thread(folder.remove_generations, model, {manifest.digest})
         return "unchanged" if whole and before == manifest.digest else "published"
 
+    async def _is_whole(self, folder: RepositoryFolder, wanted: Manifest) -> bool:
+        """Whether the generation is here. The store is asked about files that nothing is known of (a lost ledger)."""
+        model, digest = wanted.model, wanted.digest
+        examined = await asyncio.to_thread(folder.examine, model, digest)
+        if examined.unproven:
+            unproven = {file.path: file for file in examined.unproven}
+            async with owned_tasks() as group:
+                for file in self.source.files:
+                    if str(file.path) in unproven:
+                        group.create_task(self._settle(folder, wanted, unproven[str(file.path)], file))
+            examined = await asyncio.to_thread(folder.examine, model, digest)
+        if examined.whole and examined.manifest != wanted:
+            # Only where it came from differs.
+            await asyncio.to_thread(folder.write_manifest, wanted)
+        return examined.whole
+
+    async def _settle(self, folder: RepositoryFolder, wanted: Manifest, have: ManifestFile, file: ModelFile) -> None:
+        fetcher = self.tools.fetcher
+        try:
+            async with fetcher.limit:
+                checksum = await fetcher.request(f"{wanted.model}/{have.path}", file.entry, lambda _: None).expected()
+        except Changed:
+            raise
+        except StoreError as exc:
+            log.warning("%s/%s is published unverified, the store can't be asked: %s", wanted.model, have.path, exc)
+            return
+        await asyncio.to_thread(folder.settle, wanted, have, checksum)
+
     def _manifest(self, published_config: bytes | None) -> Manifest:
         files = []
         for file in self.source.files:
@@ -188,25 +244,38 @@ class ModelJob:
                 files.append(ManifestFile(CONFIG_NAME, len(published_config), version))
             else:
                 files.append(ManifestFile(str(file.path), file.entry.size, self.tools.fetcher.task(file.entry).id))
-        return Manifest.of(self.source.name, files, map(str, self.source.folders))
+        return Manifest.of(self.source.name, files, map(str, self.source.folders), self.tools.repository)
 
-    async def _assemble(self, staging: Staging, config: bytes | None) -> None:
+    async def _assemble(
+        self, folder: RepositoryFolder, staging: Staging, config: bytes | None, demand: Demand | None
+    ) -> None:
         missing = {file.path: file for file in await asyncio.to_thread(staging.open)}
-        own = missing.pop(CONFIG_NAME, None)
-        await self._fetch_all(
-            [
-                (file, partial(staging.take, missing[str(file.path)]))
-                for file in self.source.files
-                if str(file.path) in missing
-            ]
-        )
+        own = [(missing.pop(CONFIG_NAME, None), config)]
+        if demand and demand.data is not None:
+            own.append((missing.pop(SUMS_NAME, None), demand.data))
+        copied = [file for file in missing.values() if self.tools.fetcher.copies(file.size)]
+        await asyncio.to_thread(folder.space.reserve, self.source.name, copied)
+        try:
+            await self._fetch_all(
+                [
+                    (file, partial(staging.take, missing[str(file.path)]))
+                    for file in self.source.files
+                    if str(file.path) in missing
+                ]
+            )
+        finally:
+            folder.space.release(self.source.name)
         started = time.monotonic()
-        if own is not None and config is not None:
-            await asyncio.to_thread(staging.write, own, config)
+        for file, data in own:
+            if file is not None and data is not None:
+                await asyncio.to_thread(staging.write, file, data)
+        self._add(publish=time.monotonic() - started)
+        await self._hold_to(demand, folder.staging(self.source.name, staging.digest), staged=True)
+        started = time.monotonic()
         await asyncio.to_thread(staging.finish)
         self._add(publish=time.monotonic() - started)
 
-    async def _fetch_all(self, files: list[tuple[ModelFile, Callable[[Path], None] | None]]) -> None:
+    async def _fetch_all(self, files: list[tuple[ModelFile, Take | None]]) -> None:
         """Fetches side by side; each file goes to its taker as soon as it is whole, so a kill loses only the rest."""
         folder = self.tools.folder
         self.tools.observer.fetching(self.source.name, sum(file.entry.size for file, _ in files))
@@ -218,9 +287,7 @@ class ModelJob:
                 group.create_task(self._fetch(file, partials, self.tools.fetcher, take))
         self._add(fetch=time.monotonic() - started)
 
-    async def _fetch(
-        self, file: ModelFile, folder: Path | None, fetcher: Fetcher, take: Callable[[Path], None] | None = None
-    ) -> Path:
+    async def _fetch(self, file: ModelFile, folder: Path | None, fetcher: Fetcher, take: Take | None = None) -> Path:
         model = self.source.name
 
         def progress(count: int) -> None:
@@ -231,11 +298,15 @@ class ModelJob:
         fetched = await fetcher.fetch(request, folder)
         started = time.monotonic()
         if fetched.path and take:
-            await asyncio.to_thread(take, fetched.path)
-        record = ObjectRecord.of(model, str(file.path), request, fetched, time.monotonic() - started)
+            await asyncio.to_thread(take, fetched.path, fetched.verified)
+        verify_seconds = fetched.verify_seconds + time.monotonic() - started
+        record = ObjectRecord.of(model, str(file.path), request, fetched, verify_seconds)
         self.objects.append(record)
         self._add(sign=record.seconds.sign, verify=record.seconds.verify)
-        log.info("%s: %d bytes by %s, %s", request.label, record.bytes, record.transport, record.source.value)
+        log.info(
+            "%s: %d bytes by %s, %s, %s",
+            *(request.label, record.bytes, record.transport, record.source.value, record.verified),
+        )
         return fetched.path or Path()
 
     def _fallback(self, folder: RepositoryFolder, before: str | None) -> str | None:
@@ -244,7 +315,7 @@ class ModelJob:
         They differ where something was published while Triton was down, or by a run that was killed before the load.
         """
         model = self.source.name
-        for digest in (_noted_generation(folder.loaded_path(model)), before):
+        for digest in (_noted_generation(folder.loaded(model)), before):
             if digest and digest != self._generation and folder.manifest(model, digest):
                 return digest
         return None
@@ -255,8 +326,7 @@ class ModelJob:
         if triton is None:
             return
         note = orjson.dumps({"triton": triton.address, "generation": self._generation})
-        noted = folder.loaded_path(model)
-        if await asyncio.to_thread(_read, noted) == note and await triton.ready(model):
+        if await asyncio.to_thread(folder.loaded, model) == note and await triton.ready(model):
             self._loaded = True
             return
         started = time.monotonic()
@@ -270,7 +340,7 @@ class ModelJob:
             raise
         finally:
             self._add(load=time.monotonic() - started)
-        await asyncio.to_thread(noted.write_bytes, note)
+        await asyncio.to_thread(folder.note_loaded, model, note)
         self._loaded = True
 
     async def _go_back(self, folder: RepositoryFolder, triton: Loader, generation: str) -> None:
@@ -290,6 +360,8 @@ class ModelJob:
 
     def _record(self, outcome: str) -> ModelRecord:
         fetched = [record for record in self.objects if record.path != CONFIG_NAME] or self.objects
+        # What came of a failed model says nothing about the rest of it.
+        transport, source = (None if self.error else main_way(fetched)) or (self.tools.fetcher.transport.name, None)
         return ModelRecord(
             model=self.source.name,
             repository=self.tools.repository,
@@ -297,9 +369,8 @@ class ModelJob:
             bytes=self._size,
             fetched_bytes=sum(record.bytes for record in self.objects),
             objects=len(self.source.files),
-            transport=self.tools.fetcher.transport.name,
-            # What came of a failed model says nothing about the rest of it.
-            source=None if self.error else main_source(fetched),
+            transport=transport,
+            source=source,
             traffic=sum((record.traffic for record in self.objects), Traffic()),
             seconds=self._seconds,
             generation=self._generation,
@@ -308,16 +379,9 @@ class ModelJob:
         )
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def _noted_generation(path: Path) -> str | None:
+def _noted_generation(note: bytes | None) -> str | None:
     """The generation in a note of what Triton serves; None where there is none, or a power cut left half of it."""
     try:
-        return str(orjson.loads(path.read_bytes())["generation"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return str(orjson.loads(note or b"")["generation"])
+    except (ValueError, KeyError, TypeError):
         return None

@@ -9,7 +9,7 @@ import orjson
 
 from dfagent.errors import DfagentError
 from dfagent.redact import redact
-from dfagent.types import Fetched, FetchRequest, Source, Traffic
+from dfagent.types import Detour, Fetched, FetchRequest, Source, Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,11 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class ObjectRecord:
-    """How one object came. `object` is its name without a signature, `bytes` its size, `attempts` counts from 1."""
+    """How one object came. `object` is its name without a signature, `bytes` its size, `attempts` counts from 1.
+
+    `verified` names the checksum of the store's that the bytes agree with, "unverified" where the store has none;
+    `detours` are the transports that were tried before: `tried`, `then`, `why`.
+    """
 
     model: str
     path: str
@@ -43,6 +47,8 @@ class ObjectRecord:
     traffic: Traffic
     seconds: Seconds
     attempts: int
+    verified: str
+    detours: tuple[Detour, ...] = ()
     kind: str = "object"
 
     @classmethod
@@ -59,6 +65,8 @@ class ObjectRecord:
             traffic=fetched.traffic,
             seconds=Seconds(sign=fetched.sign_seconds, fetch=fetched.fetch_seconds, verify=verify_seconds),
             attempts=fetched.attempts,
+            verified=fetched.verified.algorithm if fetched.verified else "unverified",
+            detours=fetched.detours,
         )
 
 
@@ -66,8 +74,9 @@ class ObjectRecord:
 class ModelRecord:
     """What became of one model in one pass.
 
-    `outcome` is "published", "unchanged", "warmed" or "failed"; `bytes` is the model's size, `fetched_bytes` what was
-    brought for it; `source` is the one that most of the fetched bytes had, None where none were fetched.
+    `outcome` is "published", "unchanged", "warmed", "removed" or "failed"; `bytes` is the model's size,
+    `fetched_bytes` what was brought for it; `source` and `transport` are those of most of the fetched bytes (None, and
+    the one that was asked for, where none were fetched).
     """
 
     model: str
@@ -86,17 +95,18 @@ class ModelRecord:
     kind: str = "model"
 
 
-def main_source(objects: Iterable[ObjectRecord]) -> Source | None:
-    """The source of most bytes (config.pbtxt always comes directly, so no model would be of one source alone)."""
-    weights: dict[Source, int] = {}
+def main_way(objects: Iterable[ObjectRecord]) -> tuple[str, Source] | None:
+    """The transport and source of most bytes (config.pbtxt always comes directly, so no model is of one alone)."""
+    weights: dict[tuple[str, Source], int] = {}
     for record in objects:
-        weights[record.source] = weights.get(record.source, 0) + record.bytes
-    return max(weights, key=lambda source: weights[source]) if weights else None
+        way = record.transport, record.source
+        weights[way] = weights.get(way, 0) + record.bytes
+    return max(weights, key=lambda way: weights[way]) if weights else None
 
 
 def error_fields(error: DfagentError) -> dict[str, str]:
     """The error as a record holds it."""
-    return {"type": type(error).__name__, "message": redact(error.message), "hint": error.hint}
+    return {"type": type(error).__name__, "message": redact(error.message), "hint": redact(error.hint)}
 
 
 def to_json_line(record: ObjectRecord | ModelRecord) -> bytes:

@@ -17,9 +17,10 @@ from dfagent.errors import PartError
 from dfagent.local.dragonfly import DragonflyCluster
 from dfagent.local.object_store import S3Server
 from dfagent.local.triton import TritonServer
+from tests.servers.program import NEUTRAL, leaks_in
 
-LEAKS = ("AWS_", "AZURE_", "GOOGLE_", "TRITON_", "DFDAEMON_")
-PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+pytest_plugins = ("tests.secrecy.plugin",)
+
 # Whoever asks for one of these fixtures needs the part, so nobody has to remember the mark.
 MARKS = {
     "dragonfly": "dragonfly",
@@ -44,12 +45,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(LEAKS) or name.lower() in PROXIES:
-                patch.delenv(name)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        for name in leaks_in(os.environ):
+            patch.delenv(name)
+        for name, value in NEUTRAL.items():
+            patch.setenv(name, value)
         yield
 
 

@@ -11,6 +11,7 @@ from dfagent import __version__
 _COMMANDS = {
     "prefetch": "Bring models to this node, once.",
     "serve": "Keep models on this node and in Triton up to date, until stopped.",
+    "verify": "Check what is published against its manifest and the store.",
     "demo": "Show the whole way on this machine: bucket, Dragonfly, Triton, answer.",
 }
 

@@ -30,15 +30,15 @@ def print_result(result: PassResult, *, as_json: bool) -> None:
         console = Console(width=None if sys.stdout and sys.stdout.isatty() else 120)
         with console.capture() as drawn:
             console.print(fitting_table(console, result.models))
-        _write(drawn.get().encode(errors="replace"))
+        write(drawn.get().encode(errors="replace"))
 
 
 def print_json(result: PassResult) -> None:
     """JSON Lines: the objects, then the models."""
-    _write(b"".join((*map(to_json_line, result.objects), *map(to_json_line, result.models))))
+    write(b"".join((*map(to_json_line, result.objects), *map(to_json_line, result.models))))
 
 
-def _write(data: bytes) -> None:
+def write(data: bytes) -> None:
     """Writes to standard output. A reader that has gone is no failure of the pass, so it is left at that."""
     if sys.stdout is None:
         return

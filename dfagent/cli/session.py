@@ -20,6 +20,11 @@ def run_options(arguments: dict[str, Any], target: Path | None, load: bool) -> R
         raise ConfigError("--state goes with --to", hint="give --to DIR, or leave --state out")
     if arguments["triton"] and not load:
         raise ConfigError("--triton alone loads nothing", hint="add --load, or leave --triton out")
+    if arguments["require_sha256"] and target is None:
+        raise ConfigError(
+            "--require-sha256 goes with --to: what is only in a peer's cache can't be checked",
+            hint="give --to DIR, or leave --require-sha256 out",
+        )
     return RunOptions(
         urls=arguments["urls"],
         target=target,
@@ -27,6 +32,9 @@ def run_options(arguments: dict[str, Any], target: Path | None, load: bool) -> R
         transport=arguments["transport"],
         select_all=arguments["select_all"],
         triton=arguments["triton"] if load else None,
+        require_sha256=arguments["require_sha256"],
+        prune=arguments["prune"],
+        allow_empty=arguments["allow_empty"],
         load_timeout=arguments["load_timeout"],
         timeouts=Timeouts(connect=arguments["connect_timeout"], stall=arguments["stall_timeout"]),
     )

@@ -31,7 +31,15 @@ class Peer:
     """One dfdaemon: `socket` for gRPC, `proxy` and `metrics_url` over HTTP, its cache in `storage`."""
 
     def __init__(
-        self, name: str, binaries: DragonflyBinaries, folder: Path, socket_path: Path, scheduler: int, extra: Config
+        self,
+        name: str,
+        binaries: DragonflyBinaries,
+        folder: Path,
+        socket_path: Path,
+        scheduler: int,
+        extra: Config,
+        *,
+        scheduler_ip: str = LOOPBACK,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -58,7 +66,7 @@ class Peer:
             },
             extra,
         )
-        self._schedulers = {"scheduler": {"addrs": [f"127.0.0.1:{scheduler}"]}}
+        self._schedulers = {"scheduler": {"addrs": [f"{scheduler_ip}:{scheduler}"]}}
         args: list[str | Path] = [
             binaries.dfdaemon,
             "-c",
@@ -109,7 +117,7 @@ class DragonflyCluster:
         self, folder: Path, *, peers: int = 2, seed: bool = False, configs: Mapping[str, Config] | None = None
     ) -> None:
         self.folder = folder
-        self._binaries = _installed()
+        self.binaries = _installed()
         self._configs = configs or {}
         self._cleanup = ExitStack()
         self.scheduler_port, self._scheduler_metrics_port = free_ports(2)
@@ -169,7 +177,7 @@ class DragonflyCluster:
     def _scheduler_command(self) -> list[str | Path]:
         folder = self.folder / "scheduler"
         config, dynconfig = folder / "scheduler.yaml", folder / "dynconfig.yaml"
-        return [self._binaries.scheduler, "--config", config, "--dynconfig", dynconfig]
+        return [self.binaries.scheduler, "--config", config, "--dynconfig", dynconfig]
 
     def _scheduler_config(self, folder: Path) -> Config:
         config = {
@@ -196,7 +204,7 @@ class DragonflyCluster:
     def _peer(self, name: str, sockets: Path, role: Config) -> Peer:
         extra = _merged(role, self._configs.get(name, {}))
         folder = self.folder / name
-        return Peer(name, self._binaries, folder, sockets / f"{name}.sock", self.scheduler_port, extra)
+        return Peer(name, self.binaries, folder, sockets / f"{name}.sock", self.scheduler_port, extra)
 
     def _socket_folder(self) -> Path:
         if len(str(self.folder)) + len("/peer-00.sock") <= LONGEST_SOCKET_PATH:

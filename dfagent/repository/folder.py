@@ -7,9 +7,14 @@ DIR/<model>                                   -> relative link into generations/
                       /partials/<model>/               downloads under way
                       /loaded/<model>                  what Triton was last seen to serve
                       /configs/<model>                 config.pbtxt as the store has it, after its version
+                      /sha256sums/<model>              what its files were found to be, where SHA256SUMS is demanded
                       /target                          which DIR this is the state of
                       /tmp/                            files that are about to be renamed
+                      /ledger.sqlite                   what was verified before, and what the store said of it
                       /lock                            held by the one dfagent that works here
+
+DIR and --state may be reached through links, which are followed once, at the start. Nothing else may be a link but
+DIR/<model>: where one stands in the place of a folder or a file of ours, nothing is written or removed through it.
 """
 
 from __future__ import annotations
@@ -17,20 +22,55 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from dfagent.errors import ConfigError, FolderInUse, NoSpace, RepositoryError, UnsafePath
-from dfagent.repository.manifest import Manifest
+from dfagent.errors import ConfigError, FolderInUse, RepositoryError, UnsafePath
+from dfagent.repository import ledger, leftovers
+from dfagent.repository.disk import (
+    FILE_MODE,
+    FOLDER_MODE,
+    check_folder,
+    children,
+    disk_errors,
+    make_folder,
+    open_file,
+    plain_file,
+    plain_folder,
+    read_file,
+    remove,
+    sync_folder,
+    write_file,
+)
+from dfagent.repository.folding import Folding, folding_of
+from dfagent.repository.ledger import Ledger
+from dfagent.repository.manifest import Manifest, ManifestFile
+from dfagent.repository.space import Space
+from dfagent.repository.trust import Trust, trust
+from dfagent.types import Checksum
 
-FOLDER_MODE = 0o750
-FILE_MODE = 0o640
-_KINDS = ("generations", "manifests", "staging", "partials", "loaded", "configs", "tmp")
+__all__ = ["FILE_MODE", "FOLDER_MODE", "RepositoryFolder", "disk_errors"]
+
+_KINDS = ("generations", "manifests", "staging", "partials", "loaded", "configs", "sha256sums", "tmp")
+_BY_MODEL = ("generations", "manifests", "staging", "partials")
 _OWNER = "target"
-_RESUMABLE = (".direct.partial", ".direct.parts", ".proxy.partial", ".proxy.parts")
+_LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A generation as it lies on the disk.
+
+    `unproven` are the files that are trusted only because nothing is known of their versions.
+    """
+
+    manifest: Manifest | None
+    whole: bool
+    unproven: tuple[ManifestFile, ...] = ()
 
 
 class RepositoryFolder:
@@ -41,22 +81,39 @@ class RepositoryFolder:
         self.target = _resolved(target)
         self.state = _resolved(state) if state else self.target.parent / f".dfagent-{self.target.name}"
         self._lock_fd = -1
+        self.ledger = Ledger(self.state)
+        self.folds: Folding | None = None
+        self.space = Space(self.state, lambda model: (self._state("partials") / model, self._state("staging") / model))
 
     def open(self) -> None:
         """Makes both folders, proves that a link in one can be replaced from the other, and takes the lock."""
         with disk_errors(self.target):
             self._check_places()
-            self.target.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            make_folder(self.target)
+            make_folder(self.state)
             for kind in _KINDS:
-                self._state(kind).mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            (self.state / _OWNER).write_text(self._owner)
+                make_folder(self._state(kind))
             self._lock()
             try:
+                write_file(self.state / _OWNER, self.temporary(), self._owner.encode())
                 self._check_same_mount()
-                self._sweep()
+                self.sweep()
+                self.ledger = Ledger(self.state)
+                self.folds = folding_of(self._state("tmp"))
             except BaseException:
                 self.close()
                 raise
+
+    def look(self) -> None:
+        """Instead of `open`, for one who only reads: needs no lock, and makes and changes nothing."""
+        self._check_places()
+        for folder in (self.target, self.state):
+            if not check_folder(folder):
+                raise ConfigError(
+                    f"{self.target} is no model repository of dfagent's: there is no {folder}",
+                    hint="name the folder that was --to of prefetch or serve, and its --state if it had one",
+                )
+        self.ledger = Ledger(self.state, read_only=True)
 
     @property
     def _owner(self) -> str:
@@ -75,20 +132,22 @@ class RepositoryFolder:
                 f"the model repository {self.target} lies inside the state folder {self.state}",
                 hint="choose a state folder beside it",
             )
-        owner = _read_text(self.state / _OWNER)
-        names = {path.name for path in self.state.iterdir()} if self.state.exists() else set()
-        if owner is None and names - {*_KINDS, "lock"}:
+        names = {path.name for path in children(self.state)}
+        owner = read_file(self.state / _OWNER)
+        if owner is None and names - {*_KINDS, _LOCK, *ledger.FILES}:
             raise ConfigError(
                 f"the state folder {self.state} holds files that are not dfagent's",
                 hint="choose an empty or a new folder for --state",
             )
-        if owner is not None and owner != self._owner:
+        if owner is not None and owner.decode(errors="replace") != self._owner:
             raise ConfigError(
-                f"{self.state} is the state folder of another model repository ({owner} from there)",
+                f"{self.state} is the state folder of another model repository "
+                f"({owner.decode(errors='replace')} from there)",
                 hint="give each --to a --state of its own",
             )
 
     def close(self) -> None:
+        self.ledger.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -97,7 +156,7 @@ class RepositoryFolder:
         return self.state / kind
 
     def _lock(self) -> None:
-        self._lock_fd = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        self._lock_fd = open_file(self.state / _LOCK)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -113,16 +172,16 @@ class RepositoryFolder:
     def _check_same_mount(self) -> None:
         # Two mounts of one file system have the same device number: only trying tells.
         probe, arrived = self.temporary(), self.target / f".dfagent-probe-{uuid.uuid4().hex}"
-        probe.touch(FILE_MODE)
         try:
-            os.replace(probe, arrived)
+            write_file(arrived, probe, b"")
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
             raise RepositoryError(self._other_mount(), hint=self._mount_hint()) from exc
         finally:
             probe.unlink(missing_ok=True)
-            arrived.unlink(missing_ok=True)
+            with suppress(OSError):
+                arrived.unlink(missing_ok=True)
 
     def _other_mount(self) -> str:
         if os.path.ismount(self.target):
@@ -134,49 +193,94 @@ class RepositoryFolder:
             return f"choose a folder inside it, such as --to {self.target / 'models'}, and let Triton mount the parent"
         return f"choose --state on the mount of {self.target}, or leave it out"
 
-    def _sweep(self) -> None:
-        """Removes what a killed run left and nobody can go on with; downloads with a journal are kept."""
-        for folder in _children(self._state("partials")):
-            self.remove_unfinished(folder.name)
-        for leftover in _children(self._state("tmp")):
-            leftover.unlink()
+    def sweep(self, busy: Collection[str] = (), now: float | None = None) -> None:
+        """Removes what killed runs left and nobody goes on with, and what is too old or too much to be kept.
+
+        Nothing of the models in `busy` is touched. `now` is in seconds since the epoch.
+        """
+        now = time.time() if now is None else now
+        for kind in _BY_MODEL:
+            leftovers.check_models(self._state(kind))
+        leftovers.sweep_partials(self._state("partials"), busy, now)
+        leftovers.sweep_staging(self._state("staging"), busy, now)
+        if not busy:
+            for leftover in children(self._state("tmp")):
+                remove(leftover)
 
     # One model's places
 
+    def _of(self, kind: str, model: str) -> Path:
+        """The model's folder of the kind, which need not be there; raises `UnsafePath` where something else is."""
+        check_folder(self._state(kind))
+        folder = self._state(kind) / model
+        check_folder(folder)
+        return folder
+
     def temporary(self) -> Path:
         """A new name for a file that is about to be renamed; what a killed run leaves is removed at the start."""
+        check_folder(self._state("tmp"))
         return self._state("tmp") / uuid.uuid4().hex
 
     def partials(self, model: str) -> Path:
-        folder = self._state("partials") / model
-        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        folder = self._of("partials", model)
+        make_folder(folder)
         return folder
 
     def generation(self, model: str, digest: str) -> Path:
-        return self._state("generations") / model / digest
+        return self._of("generations", model) / digest
 
     def staging(self, model: str, digest: str) -> Path:
-        return self._state("staging") / model / digest
+        return self._of("staging", model) / digest
 
     def manifest_path(self, model: str, digest: str) -> Path:
-        return self._state("manifests") / model / f"{digest}.json"
+        return self._of("manifests", model) / f"{digest}.json"
 
     def stored_config(self, model: str, version: str) -> bytes | None:
         """The model's config.pbtxt as the store had it, if it was of this version."""
-        try:
-            known, _, data = (self._state("configs") / model).read_bytes().partition(b"\n")
-        except FileNotFoundError:
-            return None
-        return data if known.decode(errors="replace") == version else None
+        known, _, data = (self._read("configs", model) or b"").partition(b"\n")
+        return data if known == version.encode() else None
 
     def store_config(self, model: str, version: str, data: bytes) -> None:
         """Remembers it, so that an unchanged model costs no request."""
-        temporary = self.temporary()
-        temporary.write_bytes(version.encode() + b"\n" + data)
-        os.replace(temporary, self._state("configs") / model)
+        self._write("configs", model, version.encode() + b"\n" + data)
 
-    def loaded_path(self, model: str) -> Path:
-        return self._state("loaded") / model
+    def loaded(self, model: str) -> bytes | None:
+        """The note of what Triton was last seen to serve."""
+        return self._read("loaded", model)
+
+    def note_loaded(self, model: str, note: bytes) -> None:
+        self._write("loaded", model, note)
+
+    def forget_loaded(self, model: str) -> None:
+        """The files that Triton loaded are no longer what is there: it has to load them again."""
+        check_folder(self._state("loaded"))
+        remove(self._state("loaded") / model)
+
+    def sha256_note(self, model: str) -> bytes | None:
+        """The note of what the model's files were found to be, where SHA256SUMS is demanded."""
+        return self._read("sha256sums", model)
+
+    def note_sha256(self, model: str, note: bytes) -> None:
+        self._write("sha256sums", model, note)
+
+    def _read(self, kind: str, model: str) -> bytes | None:
+        check_folder(self._state(kind))
+        return read_file(self._state(kind) / model)
+
+    def _write(self, kind: str, model: str, data: bytes) -> None:
+        check_folder(self._state(kind))
+        with disk_errors(self.state):
+            write_file(self._state(kind) / model, self.temporary(), data)
+
+    def published(self) -> dict[str, str | None]:
+        """What is in DIR, by name: the digest of the generation it leads to, None for what we did not put there."""
+        found: dict[str, str | None] = {}
+        for path in children(self.target):
+            try:
+                found[path.name] = self.current(path.name)
+            except UnsafePath:
+                found[path.name] = None
+        return found
 
     def current(self, model: str) -> str | None:
         """The digest of the generation that DIR/<model> leads to, None where nothing of ours is published.
@@ -184,6 +288,7 @@ class RepositoryFolder:
         Raises `UnsafePath` where something stands there that we did not put.
         """
         link = self.target / model
+        check_folder(self.target)
         try:
             leads_to = Path(os.path.normpath(self.target / os.readlink(link)))
         except FileNotFoundError:
@@ -194,6 +299,25 @@ class RepositoryFolder:
             raise self._not_ours(model)
         return leads_to.name
 
+    def origins(self) -> dict[str, Manifest]:
+        """A manifest of each model that is or was published here, of whole generations or not, by the model's name.
+
+        Of models without a link too: a removal that was killed left them. Left out is what we did not put there, and
+        what came from nobody knows where.
+        """
+        found: dict[str, Manifest] = {}
+        for folder in children(self._state("manifests")):
+            try:
+                published = self.current(folder.name)
+                digests = [published] if published else [path.stem for path in children(folder)]
+                manifests = [self.read_manifest(folder.name, digest) for digest in digests]
+            except UnsafePath:
+                continue
+            known = [manifest for manifest in manifests if manifest and manifest.repository]
+            if len({manifest.repository for manifest in known}) == 1 and len(known) == len(manifests):
+                found[folder.name] = known[0]
+        return found
+
     def _not_ours(self, model: str) -> UnsafePath:
         return UnsafePath(
             f"{self.target / model} was not put there by dfagent with the state folder {self.state}",
@@ -201,48 +325,101 @@ class RepositoryFolder:
         )
 
     def manifest(self, model: str, digest: str) -> Manifest | None:
-        """The manifest of a generation whose files are all here with their sizes, else None."""
+        """The manifest of a generation that is whole (see `examine`), else None."""
+        examined = self.examine(model, digest)
+        return examined.manifest if examined.whole else None
+
+    def examine(self, model: str, digest: str) -> Examined:
+        """Looks whether all folders and files of a generation are here and trusted; reads only what it must."""
+        manifest = self.read_manifest(model, digest)
+        if manifest is None:
+            return Examined(None, whole=False)
+        generation = self.generation(model, digest)
+        whole = all(plain_folder(generation, folder) for folder in manifest.folders)
+        unproven = []
+        for file in manifest.files:
+            worth = trust(generation, file, self.ledger)
+            whole = whole and worth is not Trust.REFUSED
+            if worth is Trust.UNPROVEN:
+                unproven.append(file)
+        return Examined(manifest, whole, tuple(unproven))
+
+    def read_manifest(self, model: str, digest: str) -> Manifest | None:
+        """What the generation ought to be made of, None where that is not known."""
         try:
-            manifest = Manifest.from_json(self.manifest_path(model, digest).read_bytes())
-            folder = self.generation(model, digest)
-            whole = all((folder / file.path).stat().st_size == file.size for file in manifest.files)
-        except (OSError, ValueError, KeyError, TypeError):
+            manifest = Manifest.from_json(read_file(self.manifest_path(model, digest)) or b"")
+        except (UnsafePath, OSError, ValueError, KeyError, TypeError):
             return None
-        return manifest if whole and manifest.digest == digest else None
+        return manifest if (manifest.model, manifest.digest) == (model, digest) else None
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        path = self.manifest_path(manifest.model, manifest.digest)
+        make_folder(path.parent)
+        write_file(path, self.temporary(), manifest.to_json(), sync=True)
+        sync_folder(path.parent)
+
+    def settle(self, manifest: Manifest, file: ManifestFile, checksum: Checksum | None) -> None:
+        """Says what the store answered about an unproven file of a generation.
+
+        With a checksum the next look reads the file. Where the store has none, what is there now is what counts.
+        """
+        self.ledger.learn(file.version, checksum)
+        found = plain_file(self.generation(manifest.model, manifest.digest), file.path)
+        if checksum is None and found is not None and found.st_size == file.size:
+            self.ledger.remember(file.version, found, None, synced=True)
 
     def publish(self, model: str, digest: str) -> None:
         """Makes DIR/<model> lead to the generation, by one atomic replacement; nothing ever sees it missing."""
         link = self.target / model
         text = os.path.relpath(self.generation(model, digest), self.target)
+        check_folder(self.target)
         prepared = self.temporary()
         with disk_errors(self.target):
             prepared.symlink_to(text)
-            os.replace(prepared, link)
+            try:
+                os.replace(prepared, link)
+            except IsADirectoryError as exc:
+                prepared.unlink()
+                raise self._not_ours(model) from exc
             sync_folder(self.target)
+
+    def unpublish(self, model: str) -> None:
+        """Takes DIR/<model> away, then all that is kept of the model, what names its origin last.
+
+        So a removal that is killed can be gone on with. Raises `UnsafePath` where DIR/<model> is not ours.
+        """
+        if self.current(model) is not None:
+            check_folder(self.target)
+            with disk_errors(self.target):
+                (self.target / model).unlink()
+                sync_folder(self.target)
+        for kind in ("loaded", "configs", "sha256sums"):
+            check_folder(self._state(kind))
+            remove(self._state(kind) / model)
+        for kind in ("partials", "staging", "generations", "manifests"):
+            remove(self._of(kind, model))
 
     def remove_generations(self, model: str, keep: set[str]) -> None:
         """Removes every generation of the model but those to keep; the published one always stays."""
         keep = keep | {self.current(model) or ""}
-        for folder in _children(self._state("generations") / model):
+        for folder in children(self._of("generations", model)):
             if folder.name not in keep:
                 # The manifest goes first: a generation without one is never taken for a whole one.
-                self.manifest_path(model, folder.name).unlink(missing_ok=True)
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(self.manifest_path(model, folder.name))
+                remove(folder)
 
     def remove_staging(self, model: str, keep: str) -> None:
         """Removes what other, superseded downloads of the model left."""
-        for folder in _children(self._state("staging") / model):
+        for folder in children(self._of("staging", model)):
             if folder.name != keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
 
     def remove_unfinished(self, model: str) -> None:
-        """Removes partials that no later download goes on with: all but those with a journal."""
-        for partial in _children(self._state("partials") / model):
-            if not partial.name.endswith(_RESUMABLE):
-                partial.unlink(missing_ok=True)
+        """Removes partials that no later download goes on with: all but those of direct and proxy ones."""
+        leftovers.remove_unfinished(self._of("partials", model))
 
     def remove_partials(self, model: str) -> None:
-        shutil.rmtree(self._state("partials") / model, ignore_errors=True)
+        remove(self._of("partials", model))
 
 
 def _resolved(path: Path) -> Path:
@@ -251,38 +428,3 @@ def _resolved(path: Path) -> Path:
             return path.resolve()
         except RuntimeError as exc:  # a loop of symbolic links, before Python 3.13
             raise ConfigError(f"{path} is a loop of links", hint="choose another folder") from exc
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
-
-
-def _children(folder: Path) -> Iterator[Path]:
-    with suppress(FileNotFoundError):
-        yield from list(folder.iterdir())
-
-
-@contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
-    """The disk's errors as ours."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(f"the disk of {where} is full", hint="make room, then run again") from exc
-        raise RepositoryError(
-            f"can't write to {where}: {exc.strerror or exc}",
-            hint="the user that dfagent runs as needs write access to it and to its parent",
-        ) from exc
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in the folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

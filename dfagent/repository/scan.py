@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -19,6 +19,14 @@ _log = logging.getLogger(__name__)
 _VERSION = re.compile(r"[1-9][0-9]*")
 # NAME_MAX of every file system that matters here, in bytes.
 _LONGEST_COMPONENT = 255
+# Bytes of a path below the model's folder: PATH_MAX with its NUL, less the room that the state folder, the model's name
+# and its generation's digest may take before it.
+_LONGEST_PATH = 4095 - 1024
+# Folders in each other. Far more than models have; making a thousand of them overflows Python's stack.
+_DEEPEST = 100
+_LONGEST_SHOWN = 400
+_RENAME = "rename or remove the object in the store"
+_Objects = list[tuple[str, ObjectEntry]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +57,16 @@ class ModelSource:
         return next((file for file in self.files if file.path == PurePosixPath(CONFIG_NAME)), None)
 
 
-def scan(url: RepositoryUrl, entries: Iterable[ObjectEntry]) -> list[ModelSource]:
+def scan(
+    url: RepositoryUrl, entries: Iterable[ObjectEntry], folds: Callable[[str], str] | None = None
+) -> list[ModelSource]:
     """The models below `url`, in the listing's order.
 
     `url` names a folder of models, or one model: then it holds `config.pbtxt` or version folders itself, and the
     model has the name of the prefix's last component (the bucket's where there is none). A model with an unsafe name
-    comes back with its `problem`, so that it does not hide the others. Raises `EmptyRepository` where no model is.
+    comes back with its `problem`, so that it does not hide the others. `folds` maps a name to what the target's file
+    system knows it by (see `dfagent.repository.folding`): names that are one there are unsafe. Without it, names are
+    kept apart. Raises `EmptyRepository` where no model is.
     """
     prefix = f"{url.prefix}/" if url.prefix else ""
     listed = list(entries)
@@ -62,9 +74,14 @@ def scan(url: RepositoryUrl, entries: Iterable[ObjectEntry]) -> list[ModelSource
     below = [(path, entry) for path, entry in below if path]
     if _is_single_model([path for path, _ in below]):
         name = url.prefix.rpartition("/")[2] or url.bucket
-        models = [_model(name, below)]
+        models = [_model(name, below, folds)]
     else:
-        models = [_model(name, files) for name, files in _by_first_folder(below).items()]
+        groups = _by_first_folder(below)
+        twins = _twins(groups, folds) if folds else {}
+        models = [
+            ModelSource(name, problem=twins[name]) if name in twins else _model(name, objects, folds)
+            for name, objects in groups.items()
+        ]
     models = [model for model in models if model.files or model.problem]
     if not models:
         raise EmptyRepository(
@@ -82,8 +99,8 @@ def _is_single_model(paths: list[str]) -> bool:
     return not holds_models and any(_VERSION.fullmatch(path.partition("/")[0]) for path in paths if "/" in path)
 
 
-def _by_first_folder(below: list[tuple[str, ObjectEntry]]) -> dict[str, list[tuple[str, ObjectEntry]]]:
-    models: dict[str, list[tuple[str, ObjectEntry]]] = {}
+def _by_first_folder(below: _Objects) -> dict[str, _Objects]:
+    models: dict[str, _Objects] = {}
     for path, entry in below:
         name, slash, rest = path.partition("/")
         if slash:
@@ -93,7 +110,24 @@ def _by_first_folder(below: list[tuple[str, ObjectEntry]]) -> dict[str, list[tup
     return models
 
 
-def _model(name: str, objects: list[tuple[str, ObjectEntry]]) -> ModelSource:
+def _twins(groups: dict[str, _Objects], folds: Callable[[str], str]) -> dict[str, UnsafePath]:
+    """What is wrong with each model whose name is another one's to the file system: neither of them is chosen."""
+    by_folded: dict[str, list[str]] = {}
+    for name in groups:
+        by_folded.setdefault(folds(name), []).append(name)
+    twins = {}
+    for names in by_folded.values():
+        for name in names if len(names) > 1 else ():
+            other = next(twin for twin in names if twin != name)
+            keys = " and ".join(ascii(groups[model][0][1].ref.key) for model in (name, other))
+            twins[name] = UnsafePath(
+                f"model {name!a}: its name is the one of model {other!a} on this file system (keys {keys})",
+                hint="rename one of the two folders in the store, or use a file system that tells such names apart",
+            )
+    return twins
+
+
+def _model(name: str, objects: _Objects, folds: Callable[[str], str] | None) -> ModelSource:
     files: dict[str, ModelFile] = {}
     folders: dict[str, PurePosixPath] = {}
     try:
@@ -109,6 +143,8 @@ def _model(name: str, objects: list[tuple[str, ObjectEntry]]) -> ModelSource:
             _check_not_listed(path, name, files)
             files[path] = ModelFile(PurePosixPath(path), entry)
         _check_no_file_is_a_folder(name, files, folders)
+        if folds:
+            _check_no_twins(name, objects, folds)
     except UnsafePath as problem:
         return ModelSource(name, problem=problem)
     return ModelSource(name, tuple(files.values()), tuple(folders.values()))
@@ -129,12 +165,22 @@ def _check_model_name(name: str) -> None:
 
 
 def _check_path(path: str, model: str, entry: ObjectEntry) -> None:
-    for component in path.split("/"):
+    components = path.split("/")
+    for component in components:
         if complaint := _complaint(component):
             raise UnsafePath(
-                f"model {model!r}: key {entry.ref.key!r} can't be a path, a component of it {complaint}",
-                hint="rename or remove the object in the store",
+                f"model {model!r}: key {_shown(entry)} can't be a path, a component of it {complaint}", hint=_RENAME
             )
+    complaint = f"it is longer than {_LONGEST_PATH} bytes" if len(path.encode()) > _LONGEST_PATH else ""
+    if len(components) > _DEEPEST:
+        complaint = f"it nests deeper than {_DEEPEST} folders"
+    if complaint:
+        raise UnsafePath(f"model {model!r}: key {_shown(entry)} can't be a path, {complaint}", hint=_RENAME)
+
+
+def _shown(entry: ObjectEntry) -> str:
+    key = entry.ref.key
+    return repr(key) if len(key) <= _LONGEST_SHOWN else f"{key[:_LONGEST_SHOWN]!r}…"
 
 
 def _check_not_listed(path: str, model: str, files: dict[str, ModelFile]) -> None:
@@ -148,8 +194,23 @@ def _check_no_file_is_a_folder(model: str, files: dict[str, ModelFile], folders:
         if folder in files:
             raise UnsafePath(
                 f"model {model!r}: key {files[folder].entry.ref.key!r} is a file and a folder at once",
-                hint="rename or remove the object in the store",
+                hint=_RENAME,
             )
+
+
+def _check_no_twins(model: str, objects: _Objects, folds: Callable[[str], str]) -> None:
+    """Refuses two keys of which one would overwrite the other, or whose folders would become one."""
+    known: dict[str, tuple[str, str]] = {}
+    for path, entry in objects:
+        below = path.removesuffix("/")
+        for name in (*_parents(below), below):
+            folded = "/".join(map(folds, name.split("/")))
+            other, key = known.setdefault(folded, (name, entry.ref.key))
+            if other != name:
+                raise UnsafePath(
+                    f"model {model!r}: keys {key!a} and {entry.ref.key!a} are one name on this file system",
+                    hint="rename one of the two in the store, or use a file system that tells such names apart",
+                )
 
 
 def _parents(path: str) -> Iterator[str]:

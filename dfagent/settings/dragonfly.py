@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from dfagent.errors import ConfigError
 from dfagent.settings.fields import OptionalPath, OptionalText
 
-TransportName = Literal["direct", "proxy", "dfdaemon"]
+TransportName = Literal["auto", "direct", "proxy", "dfdaemon"]
 
 MIN_PIECE_LENGTH = 4 * 1024 * 1024  # bytes; dfdaemon refuses shorter pieces
 
@@ -54,7 +54,8 @@ class DragonflySettings(BaseModel):
     """The validated content of `dragonfly_config.json`; sizes are bytes, "" means unset.
 
     `proxy`, `header` and `filter` are the Dragonfly Repository Agent's keys, the others are dfagent's own.
-    `concurrency` bounds the objects in flight, because dfdaemon sheds load above a few dozen.
+    `concurrency` bounds the objects in flight, because dfdaemon sheds load above a few dozen. With `sha256_manifest`
+    every model must have a SHA256SUMS.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -63,6 +64,7 @@ class DragonflySettings(BaseModel):
     header: dict[str, str] = Field(default_factory=dict)
     filter: tuple[str, ...] = ()
     transport: TransportName | None = None
+    legacy: bool | None = Field(default=None, strict=True)
     socket: OptionalPath = None
     tag: OptionalText = None
     application: OptionalText = None
@@ -71,6 +73,7 @@ class DragonflySettings(BaseModel):
     concurrency: int = Field(default=16, ge=1, le=64, strict=True)
     isolation: Literal["none", "per-credential"] = "none"
     path_map: dict[str, str] = Field(default_factory=dict)
+    sha256_manifest: bool = Field(default=False, strict=True)
 
     @field_validator("proxy")
     @classmethod
@@ -137,20 +140,19 @@ class DragonflySettings(BaseModel):
         return Path(self.path_map[longest]) / path.relative_to(longest)
 
     def default_transport(self, asked: str | None = None) -> str:
-        """The transport to use: `asked`, else the file's, else dfdaemon, proxy or direct by what is configured.
+        """The transport to use: `asked`, else the file's, else `auto`, which takes whatever is configured.
 
         Raises `ConfigError` for an unknown name and for one whose address (`socket`, `proxy`) is not set.
         """
-        chosen = asked or self.transport or self._by_address()
+        chosen = asked or self.transport or "auto"
         if chosen not in get_args(TransportName):
-            raise ConfigError(f"unknown transport {chosen!r}", hint="choose direct, proxy or dfdaemon")
+            raise ConfigError(f"unknown transport {chosen!r}", hint="choose auto, direct, proxy or dfdaemon")
         self._check_address(chosen)
         return chosen
 
-    def _by_address(self) -> str:
-        if self.socket:
-            return "dfdaemon"
-        return "proxy" if self.proxy else "direct"
+    def has_peer(self, transport: str) -> bool:
+        """Whether a Dragonfly peer has a part in the transport, so that there is a cache to warm."""
+        return transport in ("proxy", "dfdaemon") or (transport == "auto" and bool(self.socket or self.proxy))
 
     def _check_address(self, name: str) -> None:
         if name == "proxy" and not self.proxy:

@@ -6,7 +6,9 @@ import difflib
 import json
 import logging
 import re
+import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -69,6 +71,8 @@ def _load(model: type[_Model], flag: Path | None, variable: str | None, default_
     text = _read(file, may_be_absent=named is None)
     if text is None:
         return model()
+    if model is CloudCredentials:
+        _warn_of_readers(file)
     document = _parse(model, file, text)
     _check_text(model, file, document)
     settings = _validate(model, file, document)
@@ -93,6 +97,13 @@ def _read(file: Path, *, may_be_absent: bool) -> str | None:
         problem = f"{file}: byte {exc.start} is not UTF-8"
     # Raised outside of the handler: the decoder's exception carries the whole file, secrets included.
     raise ConfigError(problem, hint="save the file as UTF-8 text")
+
+
+def _warn_of_readers(file: Path) -> None:
+    # Only told: a secret that Kubernetes mounts has mode 0644 unless `defaultMode` says otherwise.
+    with suppress(OSError):
+        if stat.S_ISREG(mode := file.stat().st_mode) and mode & stat.S_IROTH:
+            _log.warning("%s: every user of this machine can read these credentials: chmod o-r", file)
 
 
 def _parse(model: type[BaseModel], file: Path, text: str) -> dict[str, Any]:

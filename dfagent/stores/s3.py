@@ -1,14 +1,17 @@
-"""The S3 store: lists with ListObjectsV2, signs GET URLs with Signature Version 4."""
+"""The S3 store: lists with ListObjectsV2, signs GET URLs with Signature Version 4, asks for checksums with HEAD."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dfagent.errors import AccessDenied, ConfigError
+from dfagent.errors import AccessDenied, Changed, ConfigError
 from dfagent.settings.credentials import S3Credential
+from dfagent.stores.s3_checksums import Claim, claims, part_size_of
 from dfagent.stores.s3_listing import Listing
 from dfagent.stores.signing import SIGNING_PARAMS
 from dfagent.types import Checksum, ObjectEntry, ObjectRef, RepositoryUrl, SignedUrl
@@ -18,16 +21,20 @@ if TYPE_CHECKING:
 
 DEFAULT_TTL = timedelta(minutes=15)
 MAX_TTL = timedelta(days=7)  # Signature Version 4 allows no longer one
+_HEADS_AT_ONCE = 16  # as many objects as are in flight by default
 _CHECKSUM_HEADERS = {"x-amz-checksum-mode": "ENABLED"}
 _Result = TypeVar("_Result")
+_Headers = Mapping[str, str]
+_log = logging.getLogger(__name__)
 
 
 class S3Store:
     """One S3 endpoint with one credential, on boto3; fulfils `dfagent.stores.base.Store`.
 
     The SDK is imported and its client built on first use, in a thread. Without a `credential` the SDK's own chain
-    decides. Timeouts are seconds, `ttl` bounds the life of signed URLs. `checksums` asks the store for its checksum
-    of the object: then `x-amz-checksum-mode` is signed, and stands in `SignedUrl.headers`.
+    decides. Timeouts are seconds, `ttl` bounds the life of signed URLs. With `checksums` the answers to signed GETs
+    carry the store's checksum too: then `x-amz-checksum-mode` is signed, and stands in `SignedUrl.headers`, which
+    every request must carry. The method `checksum` needs it not: it asks with a HEAD of its own.
     """
 
     def __init__(
@@ -50,6 +57,9 @@ class S3Store:
         self._checksums = checksums
         self._connection: Connection | None = None
         self._connecting = asyncio.Lock()
+        # Of their own, because a silent store must not hold the threads that hash and write files.
+        self._heads = ThreadPoolExecutor(_HEADS_AT_ONCE, thread_name_prefix="s3-head")
+        self._told_that_head_is_refused = False
 
     async def list(self, url: RepositoryUrl) -> AsyncIterator[ObjectEntry]:
         """Every object below `prefix/` in key order, folder markers too, one request a page.
@@ -77,9 +87,18 @@ class S3Store:
         return await self._in_thread(lambda: self._sign(connection, entry.ref))
 
     async def checksum(self, entry: ObjectEntry) -> Checksum | None:
-        """Not asked for yet."""
-        del entry
-        return None
+        """The cheapest checksum that HEAD tells (x-amz-checksum-…, else an ETag that is an MD5), None without one.
+
+        A checksum of parts costs one more HEAD, which tells the size of the parts. Raises `Changed` for another
+        version, `NotFound`, and `StoreUnavailable`. A HEAD that the store refuses tells nothing, and is no error: the
+        GET will say what is wrong.
+        """
+        if not entry.etag:
+            return None  # a folder marker of a gateway that has none, which nobody fetches
+        connection = await self._connected()
+        return await asyncio.get_running_loop().run_in_executor(
+            self._heads, self._guarded, lambda: self._checksum(connection, entry)
+        )
 
     async def credential_id(self) -> str:
         """The access key id that the SDK resolved, "" for an anonymous one."""
@@ -88,7 +107,8 @@ class S3Store:
         return key_id
 
     async def aclose(self) -> None:
-        """Gives the client's connections back."""
+        """Gives the client's connections and the threads back."""
+        self._heads.shutdown(wait=False, cancel_futures=True)
         if self._connection is not None:
             await asyncio.to_thread(self._connection.client.close)
             self._connection = None
@@ -105,13 +125,13 @@ class S3Store:
         return connect(self._url, self._credential, Timeouts(self._connect_timeout, self._read_timeout))
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        def guarded() -> _Result:
-            from dfagent.stores.s3_errors import translated
+        return await asyncio.to_thread(self._guarded, work)
 
-            with translated(str(self._url)):
-                return work()
+    def _guarded(self, work: Callable[[], _Result]) -> _Result:
+        from dfagent.stores.s3_errors import translated
 
-        return await asyncio.to_thread(guarded)
+        with translated(str(self._url)):
+            return work()
 
     async def _list_below(self, connection: Connection, bucket: str, prefix: str) -> AsyncIterator[ObjectEntry]:
         listing = Listing(connection.endpoint, bucket)
@@ -142,6 +162,58 @@ class S3Store:
         url = connection.client.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds)
         headers = _CHECKSUM_HEADERS if self._checksums else {}
         return SignedUrl(url, now + timedelta(seconds=seconds), SIGNING_PARAMS["s3"], headers)
+
+    def _checksum(self, connection: Connection, entry: ObjectEntry) -> Checksum | None:
+        headers = self._head(connection, entry)
+        if headers is None:
+            return None
+        part_size: int | None = None
+        for claim in claims(headers, entry):
+            checksum = claim.at_once(entry.size)
+            if checksum is None:
+                if part_size is None:
+                    part_size = self._part_size(connection, entry, claim)
+                checksum = claim.in_parts(entry.size, part_size)
+            if checksum:
+                return checksum
+        return None
+
+    def _part_size(self, connection: Connection, entry: ObjectEntry, claim: Claim) -> int:
+        headers = self._head(connection, entry, PartNumber=1)
+        return part_size_of(headers, claim.parts) if headers else 0
+
+    def _head(self, connection: Connection, entry: ObjectEntry, **more: Any) -> _Headers | None:
+        """The headers of the version that was listed, None where the store takes no HEAD or answers no S3."""
+        from botocore.exceptions import ClientError
+
+        from dfagent.stores.s3_errors import readable, translate_head
+
+        ref = entry.ref
+        try:
+            with readable(str(ref)):
+                answer = connection.client.head_object(
+                    Bucket=ref.bucket, Key=ref.key, IfMatch=entry.etag, ChecksumMode="ENABLED", **more
+                )
+        except ClientError as exc:
+            error = translate_head(exc, str(ref))
+            if error:
+                raise error from exc
+            self._tell_that_head_is_refused(exc.response["ResponseMetadata"]["HTTPStatusCode"])
+            return None
+        headers = answer["ResponseMetadata"]["HTTPHeaders"]
+        if _bare(headers.get("etag", entry.etag)) != _bare(entry.etag):
+            raise Changed(f"{ref} was overwritten after the listing", hint="run again")
+        return headers
+
+    def _tell_that_head_is_refused(self, status: int) -> None:
+        if not self._told_that_head_is_refused:
+            self._told_that_head_is_refused = True
+            _log.warning("%s: the store answered a HEAD with %d, so checksums may be missing", self._url, status)
+
+
+def _bare(etag: str) -> str:
+    # Gateways differ in how they write one and the same.
+    return etag.removeprefix("W/").strip('"')
 
 
 def _lifetime(ttl: timedelta, credential_ends: datetime | None, now: datetime) -> int:

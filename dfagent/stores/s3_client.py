@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 AWS_ENDPOINT = "s3.amazonaws.com"
 _AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn")
 _XML = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|[A-Za-z])")
+_REGION = re.compile(r"(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
+_HOST = re.compile(r"https?://[A-Za-z0-9.:\[\]-]{1,270}(?=[/?#]|$)")
+_CONNECTIONS = 32  # as many as all our threads may use at once
 _log = logging.getLogger("dfagent.stores.s3")
 
 
@@ -88,6 +91,7 @@ def connect(url: RepositoryUrl, credential: S3Credential | None, timeouts: Timeo
     # The SDK's own handler takes a page that is no XML for a fault of the store's, and asks again. It stands first at
     # `before-parse.s3.*`, and only a handler at a wildcard nearer to the event's root comes before it.
     client.meta.events.register_first("before-parse.*.ListObjectsV2", _refuse_what_is_not_xml)
+    client.meta.events.register_first("before-parse.*.*", _refuse_redirects)
     return Connection(client, credentials, endpoint)
 
 
@@ -95,6 +99,21 @@ def _refuse_what_is_not_xml(response_dict: dict[str, Any], **_: Any) -> None:
     body = response_dict["body"]
     if response_dict["status_code"] == 200 and body.strip() and not _XML.match(body):
         raise StoreError("the answer to ListObjectsV2 is not S3's: it is no XML", hint=NOT_S3_HINT)
+
+
+def _refuse_redirects(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+    """Ends a request that is redirected elsewhere than to another region of the same store.
+
+    The SDK never sends a request to a host that a Location header names. But where a redirect names no region, it asks
+    the redirecting server for one, in a recursion that only Python's own limit ends.
+    """
+    headers = response_dict["headers"]
+    if 300 <= response_dict["status_code"] < 400 and not _REGION.fullmatch(headers.get("x-amz-bucket-region", "")):
+        host = _HOST.match(headers.get("location", ""))
+        raise StoreError(
+            f"{operation_model.name} was redirected{f' to {host[0]}' if host else ''} ({response_dict['status_code']})",
+            hint="a signed request is never sent to another host: correct the URL's endpoint, or the bucket's region",
+        )
 
 
 def _check_ca_bundle(bundle: Path) -> None:
@@ -130,6 +149,7 @@ def _client(
         signature_version=signature,
         connect_timeout=timeouts.connect,
         read_timeout=timeouts.read,
+        max_pool_connections=_CONNECTIONS,
         retries={"mode": "standard", "total_max_attempts": 3},
         s3={"addressing_style": style},
     )

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from botocore import exceptions as sdk
 from botocore.parsers import ResponseParserError
 
-from dfagent.errors import AccessDenied, ConfigError, DfagentError, NotFound, StoreError, StoreUnavailable
-from dfagent.redact import redact
+from dfagent.errors import AccessDenied, Changed, ConfigError, DfagentError, NotFound, StoreError, StoreUnavailable
+from dfagent.redact import redact_quote
 from dfagent.stores.s3_listing import NOT_S3_HINT
 
 _NOT_FOUND_HINTS = {
@@ -39,7 +39,6 @@ _BAD_CONFIGURATION = (
     sdk.ConfigNotFound,
     sdk.ConfigParseError,
     sdk.InvalidConfigError,
-    sdk.InvalidRegionError,
     sdk.ParamValidationError,
     sdk.UnknownCredentialError,
     sdk.EndpointProviderError,
@@ -83,6 +82,23 @@ def readable(place: str) -> Iterator[None]:
         raise StoreError(f"{place}: the answer is not S3's ({type(exc).__name__})", hint=NOT_S3_HINT) from exc
 
 
+def translate_head(exc: sdk.ClientError, place: str) -> StoreError | None:
+    """The error of a HEAD, None where the store takes no HEAD of an object that it may well serve.
+
+    The answer to a HEAD has no body, so there is only its status to tell them apart.
+    """
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status == 412:
+        return Changed(f"{place} was overwritten after the listing", hint="run again")
+    if status == 404:
+        return NotFound(f"{place} was removed after the listing", hint="run again")
+    if status in (408, 429) or (status >= 500 and status != 501):
+        return StoreUnavailable(f"{place}: HEAD answered {status}", hint="the store is overloaded or broken: try again")
+    if 300 <= status < 400:
+        return StoreError(f"{place}: HEAD answered {status}", hint="check the bucket's region")
+    return None
+
+
 def translate(exc: sdk.ClientError | sdk.BotoCoreError, place: str) -> DfagentError:
     """The error to raise for one of the SDK's, most specific first; never with a signature or a secret in it."""
     if isinstance(exc, sdk.ClientError):
@@ -91,6 +107,9 @@ def translate(exc: sdk.ClientError | sdk.BotoCoreError, place: str) -> DfagentEr
         return ConfigError(f"{place}: no S3 credentials found", hint=_NO_CREDENTIALS_HINT)
     if isinstance(exc, _BAD_CONFIGURATION):
         return ConfigError(f"{place}: {_said(str(exc))}", hint="check cloud_credential.json and the SDK's own files")
+    if isinstance(exc, sdk.InvalidRegionError):
+        # Ours is checked before any request: this one was in an answer, and is not shown.
+        return StoreError(f"{place}: the store names a region that can be none", hint=NOT_S3_HINT)
     if isinstance(exc, _NO_TOKEN):
         return AccessDenied(f"{place}: {_said(str(exc))}", hint="the credential's provider gave no credential")
     return _translate_connection(exc, place)
@@ -145,4 +164,4 @@ def _translate_answer(exc: sdk.ClientError, place: str) -> DfagentError:
 
 def _said(text: str) -> str:
     printable = "".join(character if character.isprintable() else " " for character in text)
-    return redact(" ".join(printable.split()) or "no reason given")[:300]
+    return redact_quote(" ".join(printable.split()) or "no reason given")[:300]

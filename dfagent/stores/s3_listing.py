@@ -10,6 +10,9 @@ from dfagent.errors import StoreError
 from dfagent.types import ObjectEntry, ObjectRef
 
 NOT_S3_HINT = "check that an S3 server listens at the URL's host and port"
+MAX_OBJECTS = 1_000_000
+"""A longer listing is refused: no model repository has so many objects, and each takes memory until it is planned."""
+
 _LARGEST = 2**63 - 1  # bytes; the largest size that file systems and Dragonfly's protocol can name
 _ETAG = re.compile(r"[\x21-\x7e]+")  # it travels in an If-Match header
 
@@ -21,13 +24,21 @@ class Listing:
         self._endpoint = endpoint
         self._bucket = bucket
         self._tokens: set[str] = set()
+        self._objects = 0
 
     def entries(self, page: Mapping[str, Any]) -> list[ObjectEntry]:
         """The page's objects, folder markers too."""
         # The SDK reads any XML, and an empty body, as a page without objects.
         if "Name" not in page and "KeyCount" not in page:
             raise StoreError(f"{self._bucket}: the answer is not S3's: it is no listing", hint=NOT_S3_HINT)
-        return [self._entry(item) for item in page.get("Contents", ())]
+        items = page.get("Contents", ())
+        self._objects += len(items)
+        if self._objects > MAX_OBJECTS:
+            raise StoreError(
+                f"{self._bucket}: the listing holds more than {MAX_OBJECTS:,} objects",
+                hint="is the prefix right? a model repository, or one model, lies below it and nothing else",
+            )
+        return [self._entry(item) for item in items]
 
     def next_token(self, page: Mapping[str, Any]) -> str:
         """The continuation token of the page that follows, "" after the last one."""

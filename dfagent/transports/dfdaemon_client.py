@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -12,15 +14,15 @@ from dragonfly_api import dfdaemon_pb2, dfdaemon_pb2_grpc
 from dfagent.errors import (
     ConnectFailed,
     DfagentError,
-    NoSpace,
+    NoHardLink,
     Overloaded,
     PeerUnavailable,
     StoreUnavailable,
     Truncated,
 )
-from dfagent.redact import redact
+from dfagent.redact import redact_quote
 from dfagent.transports.options import Timeouts
-from dfagent.transports.origin import origin_error
+from dfagent.transports.origin import origin_error, seconds_to_wait
 from dfagent.transports.traffic import Known, TaskState
 
 _CHANNEL_OPTIONS = (
@@ -29,6 +31,24 @@ _CHANNEL_OPTIONS = (
     # A dfdaemon that restarts is found again within a retry's pause.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+_SEEN_AS = "`path_map` in dragonfly_config.json tells by which name dfdaemon sees our folder"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_CANT_LINK = frozenset(
+    {
+        errno.EXDEV,  # another mount, also one of the same disk
+        errno.ENOENT,  # dfdaemon does not see the folder
+        errno.ENOTDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EMLINK,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+    }
 )
 
 
@@ -52,17 +72,43 @@ class DfdaemonClient:
 
     async def task_state(self, task_id: str) -> TaskState:
         """What is known of the task now. An answer that does not come is `NOT_TOLD`: it never fails a download."""
-        if await self._is_here(task_id):
+        if await self.is_here(task_id):
             return TaskState(here=True, elsewhere=Known.NOT_TOLD)
         return TaskState(here=False, elsewhere=await self._elsewhere(task_id))
 
-    async def _is_here(self, task_id: str) -> bool:
+    async def is_here(self, task_id: str) -> bool:
+        """Whether this node has the whole task; False where dfdaemon can't be asked."""
         question = dfdaemon_pb2.StatLocalTaskRequest(task_id=task_id)
         try:
             answer = await self.stub().StatLocalTask(question, timeout=self._timeouts.connect)
         except grpc.aio.AioRpcError:
             return False
         return bool(answer.HasField("finished_at"))
+
+    async def discard(self, task_id: str) -> bool:
+        """Deletes the task from this node's cache; tells whether it is gone, False where dfdaemon can't be asked.
+
+        The scheduler is told as well, so that it sends nobody here for the task. dfdaemon does that first step only
+        for a task that it still has, so the deletion on the node alone comes second, for a scheduler that is away.
+        """
+        stub = self.stub()
+        for delete, message in (
+            (stub.DeleteTask, dfdaemon_pb2.DeleteTaskRequest(task_id=task_id)),
+            (stub.DeleteLocalTask, dfdaemon_pb2.DeleteLocalTaskRequest(task_id=task_id)),
+        ):
+            with suppress(grpc.aio.AioRpcError):
+                await delete(message, timeout=self._timeouts.connect)
+            if await self._is_unknown(task_id):
+                return True
+        return False
+
+    async def _is_unknown(self, task_id: str) -> bool:
+        question = dfdaemon_pb2.StatLocalTaskRequest(task_id=task_id)
+        try:
+            await self.stub().StatLocalTask(question, timeout=self._timeouts.connect)
+        except grpc.aio.AioRpcError as exc:
+            return bool(exc.code() is grpc.StatusCode.NOT_FOUND)
+        return False
 
     async def _elsewhere(self, task_id: str) -> Known:
         question = dfdaemon_pb2.StatTaskRequest(task_id=task_id)
@@ -77,12 +123,37 @@ class DfdaemonClient:
         return Known.PEERS if task.state == "Succeeded" and task.peer_count else Known.NOBODY
 
 
+def link_error(label: str, exc: grpc.aio.AioRpcError, *, forced: bool) -> PeerUnavailable | None:
+    """What to say where dfdaemon could not make the file in our folder, None for any other failure.
+
+    It is `NoHardLink` where the link was `forced` and the download has not begun: dfdaemon links first. Its text tells
+    no more than the number of the error.
+    """
+    said = exc.details() or ""
+    number = _OS_ERROR.search(said)
+    if number is None or int(number[1]) not in _CANT_LINK:
+        return None
+    if not forced:
+        return PeerUnavailable(
+            f"{label}: dfdaemon can't make the file in our folder: {redact_quote(said)}", hint=_SEEN_AS
+        )
+    return NoHardLink(
+        f"{label}: dfdaemon can't link its file into our folder: {redact_quote(said)}",
+        hint=f"its storage and the model folder have to lie on one mount, which dfdaemon can write to; {_SEEN_AS}",
+    )
+
+
+def has_no_room(exc: grpc.aio.AioRpcError) -> bool:
+    """Whether dfdaemon speaks of a full disk: in its own words, those of the system, or those of its database."""
+    return "no space left on device" in (exc.details() or "").lower()
+
+
 def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentError:
     """dfdaemon's gRPC status as a typed error; `heard` tells whether the stream had begun.
 
     The raw exception is not chained by callers: dfdaemon's texts quote signed URLs.
     """
-    code, details = exc.code(), redact(exc.details() or "")
+    code, details = exc.code(), redact_quote(exc.details() or "")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Overloaded(f"{label}: dfdaemon sheds load: {details}", hint="lower `concurrency`")
     if code is grpc.StatusCode.UNAVAILABLE:
@@ -100,10 +171,10 @@ def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentErr
 
 def _failure(label: str, exc: grpc.aio.AioRpcError, details: str) -> DfagentError:
     """What stopped the download itself: the disk, the origin, or dfdaemon."""
-    if "No space left on device" in details:
-        return NoSpace(
+    if has_no_room(exc):
+        return PeerUnavailable(
             f"{label}: dfdaemon has no room: {details}",
-            hint="make room where dfdaemon keeps its cache, or in the model folder",
+            hint="make room where dfdaemon keeps its cache; its database may need a restart of dfdaemon after that",
         )
     backend = _backend_detail(exc)
     if backend is None:
@@ -118,7 +189,16 @@ def _failure(label: str, exc: grpc.aio.AioRpcError, details: str) -> DfagentErro
     status = int(backend["status_code"])
     if status < 300:
         return Truncated(f"{label}: the origin's answer to dfdaemon broke off", hint="is the store still there?")
-    return origin_error(label, status)
+    return origin_error(label, status, retry_after=_retry_after(backend))
+
+
+def _retry_after(backend: dict[str, Any]) -> float | None:
+    """The store's own Retry-After in seconds, which dfdaemon passes on among the answer's headers."""
+    headers = backend.get("header")
+    for name, value in headers.items() if isinstance(headers, dict) else ():
+        if str(name).lower() == "retry-after":
+            return seconds_to_wait(str(value))
+    return None
 
 
 def _backend_detail(exc: grpc.aio.AioRpcError) -> dict[str, Any] | None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from dfagent.errors import ConnectFailed, DfagentError, Stalled, StoreUnavailable, Truncated
 from dfagent.redact import redact
 from dfagent.tasks import finished_in_thread
 from dfagent.transports.options import Timeouts
-from dfagent.transports.origin import origin_error
+from dfagent.transports.origin import origin_error, seconds_to_wait
 
 if TYPE_CHECKING:
     import aiohttp
@@ -136,12 +134,7 @@ async def error_body(response: aiohttp.ClientResponse) -> str:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Seconds that a Retry-After header asks for, given as a number or as a date (RFC 9110, 10.2.3)."""
-    value = response.headers.get("Retry-After", "").strip()
-    try:
-        return float(value) if value.isdecimal() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+    return seconds_to_wait(response.headers.get("Retry-After", ""))
 
 
 async def save_body(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from email.utils import parsedate_to_datetime
 
 from dfagent.errors import Changed, DfagentError, NotFound, OriginStatus, Overloaded, SignedUrlExpired
-from dfagent.redact import redact
+from dfagent.redact import redact_quote
 
 _TAG = r"<(?:\w+:)?{0}(?:\s[^<>]*)?>\s*([^<]{{1,{1}}}?)\s*</"
 _XML_CODE = re.compile(_TAG.format("Code", 100), re.IGNORECASE)
@@ -33,6 +35,15 @@ def origin_error(label: str, status: int, body: str = "", retry_after: float | N
     return OriginStatus(said, status=status, hint="see the store's log for the reason")
 
 
+def seconds_to_wait(retry_after: str) -> float | None:
+    """Seconds that a Retry-After header asks for, given as a number or as a date (RFC 9110, 10.2.3)."""
+    value = retry_after.strip()
+    try:
+        return float(value) if value.isdecimal() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
 def store_reason(body: str) -> str:
     """`Code: message` of an error as S3, Azure, GCS, OSS and OBS write it, in XML or JSON; "" for anything else.
 
@@ -41,7 +52,7 @@ def store_reason(body: str) -> str:
     code, message = _json_reason(body) if body.lstrip("\ufeff \r\n\t").startswith("{") else _xml_reason(body)
     message = message[:_MESSAGE_LIMIT]
     text = " ".join("".join(c if c.isprintable() else " " for c in f"{code}: {message}").split())
-    return redact(text.strip(": "))
+    return redact_quote(text.strip(": "))
 
 
 def _xml_reason(body: str) -> tuple[str, str]:

@@ -8,24 +8,36 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfagent.errors import AccessDenied, ConnectFailed, DfagentError, Overloaded, SignedUrlExpired
+from dfagent.errors import (
+    AccessDenied,
+    ConnectFailed,
+    DfagentError,
+    DigestMismatch,
+    Overloaded,
+    SignedUrlExpired,
+    Stalled,
+)
 from dfagent.transports.base import Transport
 from dfagent.types import Fetched, FetchRequest, Source
 
 log = logging.getLogger("dfagent.transports")
+_ATTEMPTS_AT_WRONG_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Full-jitter exponential backoff; `first_pause` and `longest_pause` in seconds.
 
-    Load shedding gets more attempts than failures do: it says "later", not "broken".
+    Load shedding gets more attempts than failures do: it says "later", not "broken". Where another transport can take
+    over, waiting for a second stall is not worth it: `after_stall` False. Wrong bytes get one more attempt: who sends
+    them twice will go on, and each attempt is a whole download.
     """
 
     attempts: int = 4
     overloaded_attempts: int = 20
     first_pause: float = 0.5
     longest_pause: float = 15.0
+    after_stall: bool = True
 
     def pause(self, failures: int, error: DfagentError) -> float:
         ceiling = min(self.longest_pause, self.first_pause * 2 ** (failures - 1))
@@ -33,7 +45,11 @@ class RetryPolicy:
         return max(random.uniform(ceiling / 2, ceiling), min(wanted or 0.0, self.longest_pause * 4))
 
     def allows(self, failures: int, error: DfagentError) -> bool:
+        if isinstance(error, Stalled) and not self.after_stall:
+            return False
         limit = self.overloaded_attempts if isinstance(error, Overloaded) else self.attempts
+        if isinstance(error, DigestMismatch):
+            limit = min(limit, _ATTEMPTS_AT_WRONG_BYTES)
         return error.retryable and failures < limit
 
 

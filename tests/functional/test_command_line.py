@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +14,10 @@ import pytest
 
 from dfagent.local.object_store import S3Server
 from tests.servers.gate import Gate
+from tests.servers.program import Finished, SettingsFiles, python, run, start
 
 MIB = 1 << 20
 CONFIG = 'name: "net"\nbackend: "python"\nmodel_repository_agents { agents [ { name: "dragonfly" } ] }\n'
-
-
-@dataclass
-class Finished:
-    code: int
-    out: str
-    err: str
 
 
 @dataclass
@@ -50,30 +42,13 @@ class Program:
 
     def settings(self, secret: str | None = None, **dragonfly: object) -> list[str]:
         credential = {"key_id": self.server.access_key, "secret_key": secret or self.server.secret_key}
-        (self.folder / "dragonfly_config.json").write_text(json.dumps(dragonfly))
-        (self.folder / "cloud_credential.json").write_text(json.dumps({"s3": {"": credential}}))
-        return [
-            f"--config={self.folder / 'dragonfly_config.json'}",
-            f"--credentials={self.folder / 'cloud_credential.json'}",
-        ]
+        return SettingsFiles(self.folder, dict(credential), dragonfly).options()
 
-    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            "from dfagent.cli import main; main()",
-            *arguments,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-
-    async def run(self, *arguments: str) -> Finished:
-        process = await self.start(*arguments)
-        out, err = await asyncio.wait_for(process.communicate(), 60)
-        return Finished(int(process.returncode or 0), out.decode(), err.decode())
+    def command(self, name: str) -> list[str]:
+        return [name, self.url, f"--to={self.target}", *self.settings()]
 
     async def prefetch(self, *arguments: str, secret: str | None = None) -> Finished:
-        return await self.run("prefetch", self.url, f"--to={self.target}", *self.settings(secret), *arguments)
+        return await run("prefetch", self.url, f"--to={self.target}", *self.settings(secret), *arguments)
 
 
 @pytest.fixture
@@ -102,7 +77,7 @@ async def should_tell_a_wrong_secret_by_the_stores_own_reason(program: Program) 
 
 
 async def should_tell_that_the_bucket_does_not_exist(program: Program) -> None:
-    told = await program.run(
+    told = await run(
         "prefetch", f"s3://{program.gate.endpoint}/no-such-bucket/repo", f"--to={program.target}", *program.settings()
     )
     assert told.code == 3 and "no-such-bucket" in told.err and "hint:" in told.err
@@ -128,7 +103,7 @@ async def should_tell_that_the_dragonfly_peer_is_not_there(
     program.put("net/1/model.py", b"pass")
     host, port = unused_address
     settings = program.settings(proxy=f"http://{host}:{port}", socket=str(program.folder / "no.sock"))
-    told = await program.run("prefetch", program.url, f"--to={program.target}", f"--transport={transport}", *settings)
+    told = await run("prefetch", program.url, f"--to={program.target}", f"--transport={transport}", *settings)
     assert told.code == 4 and "hint:" in told.err
     assert list(program.target.iterdir()) == []
 
@@ -163,7 +138,7 @@ async def should_end_with_2_for_wrong_settings_and_options(
     program: Program, arguments: list[str], word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(program.folder)
-    told = await program.run(*arguments)
+    told = await run(*arguments)
     assert told.code == 2 and word in told.err
     assert "Traceback" not in told.err
 
@@ -175,10 +150,9 @@ async def should_resume_after_a_kill_and_show_nothing_half_done(program: Program
     program.put("net/1/weights.bin", weights)
     # The first four parts go side by side; the fifth begins when one of them is whole, and is held then.
     hold = program.gate.hold(f"bytes={128 * MIB}-", after=0)
-    process = await program.start("prefetch", program.url, f"--to={program.target}", *program.settings())
+    process = await start(*program.command("prefetch"))
     await asyncio.wait_for(hold.reached.wait(), 60)
-    process.kill()
-    await process.wait()
+    await process.kill()
     assert list(program.target.iterdir()) == []
     hold.release()
     program.gate.heads.clear()
@@ -194,50 +168,45 @@ async def should_keep_what_arrived_when_interrupted(program: Program) -> None:
     program.put("net/config.pbtxt", CONFIG.encode())
     program.put("net/1/weights.bin", os.urandom(8 * MIB))
     hold = program.gate.hold("weights.bin", after=MIB)
-    process = await program.start("prefetch", program.url, f"--to={program.target}", *program.settings())
+    process = await start(*program.command("prefetch"))
     await asyncio.wait_for(hold.reached.wait(), 60)
-    process.send_signal(signal.SIGTERM)
-    _, err = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert b"interrupted by SIGTERM" in err and b"Traceback" not in err
+    told = await process.stopped()
+    assert told.code == 128 + signal.SIGTERM
+    assert "interrupted by SIGTERM" in told.err and "Traceback" not in told.err
     assert list(program.target.iterdir()) == []
 
 
 async def should_serve_changes_until_sigterm_and_then_end_with_0(program: Program) -> None:
     program.put("net/config.pbtxt", CONFIG.encode())
     program.put("net/1/model.py", b"one")
-    process = await program.start("serve", program.url, f"--to={program.target}", "--interval=0.1", *program.settings())
+    process = await start(*program.command("serve"), "--interval=0.1")
     served = program.target / "net/1/model.py"
     await _until(lambda: served.exists() and served.read_bytes() == b"one")
     program.put("net/1/model.py", b"two")
     await _until(lambda: served.read_bytes() == b"two")
-    process.send_signal(signal.SIGTERM)
-    _, err = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode == 0, err.decode()
+    told = await process.stopped()
+    assert told.code == 0, told.err
 
 
 async def should_stop_serving_at_once_in_the_middle_of_a_download(program: Program) -> None:
     program.put("net/config.pbtxt", CONFIG.encode())
     program.put("net/1/weights.bin", os.urandom(8 * MIB))
     hold = program.gate.hold("weights.bin", after=MIB)
-    process = await program.start("serve", program.url, f"--to={program.target}", *program.settings())
+    process = await start(*program.command("serve"))
     await asyncio.wait_for(hold.reached.wait(), 60)
-    process.send_signal(signal.SIGTERM)
-    _, err = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode == 0, err.decode()
-    assert b"given up" in err
+    told = await process.stopped()
+    assert told.code == 0, told.err
+    assert "given up" in told.err
 
 
 async def should_end_at_once_although_the_store_is_silent(program: Program) -> None:
     """An SDK's thread that waits for an answer can't be cancelled, and must not hold the process."""
     hold = program.gate.hold("list-type=2")
     for command, code in (("prefetch", 128 + signal.SIGTERM), ("serve", 0)):
-        process = await program.start(command, program.url, f"--to={program.target}", *program.settings())
+        process = await start(*program.command(command))
         await asyncio.wait_for(hold.reached.wait(), 60)
         hold.reached.clear()
-        process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.communicate(), 20)
-        assert process.returncode == code
+        assert (await process.stopped(seconds=20)).code == code
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
@@ -245,19 +214,11 @@ async def should_not_call_a_reader_that_went_away_a_bug(program: Program, form: 
     program.put("net/config.pbtxt", CONFIG.encode())
     reader, writer = os.pipe()
     os.close(reader)
-    arguments = ["prefetch", program.url, f"--to={program.target}", *program.settings(), *form]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        "from dfagent.cli import main; main()",
-        *arguments,
-        stdout=writer,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    process = await start(*program.command("prefetch"), *form, stdout=writer)
     os.close(writer)
-    _, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, err.decode()
-    assert b"Traceback" not in err
+    told = await process.finished()
+    assert told.code == 0, told.err
+    assert "Traceback" not in told.err
     assert (program.target / "net/config.pbtxt").exists()
 
 
@@ -276,9 +237,10 @@ import dfagent.wiring, dfagent.transports.direct
 from dfagent.stores.registry import open_store
 print("WIRED", sorted((heavy - {"aiohttp"}) & set(sys.modules)))
 """
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert "HELP []" in told
-    assert "WIRED []" in told
+    told = python(script)
+    assert told.code == 0, told.err
+    assert "HELP []" in told.out
+    assert "WIRED []" in told.out
 
 
 async def _until(condition: object, seconds: float = 30) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dfagent.errors import ConfigError, NotFound, StoreError
 from dfagent.settings.credentials import S3Credential
 from dfagent.stores.s3 import S3Store
+from dfagent.stores.s3_listing import Listing
 from dfagent.stores.url import parse_repository_url
 from tests.servers.canned import CannedHttp, http_answer
 
@@ -105,3 +107,34 @@ async def test_a_region_that_can_be_none_is_not_blamed_on_the_url() -> None:
     assert '"region" in cloud_credential.json' in caught.value.hint
     assert "not a region!" not in str(caught.value)
     assert not server.heads
+
+
+async def test_a_listing_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong prefix of a huge bucket must not fill the memory; so many objects and no more are taken."""
+    monkeypatch.setattr("dfagent.stores.s3_listing.MAX_OBJECTS", 3)
+    more = "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>"
+    pages = [page(more.format(number), OBJECT.replace("m/a", f"m/{number}")) for number in range(9)]
+    async with CannedHttp(*pages) as server:
+        with pytest.raises(StoreError, match="more than 3 objects") as caught:
+            await keys(server)
+        assert len(server.heads) == 4
+    assert "is the prefix right?" in caught.value.hint
+    async with CannedHttp(*pages[:2], page(OBJECT)) as server:
+        assert await keys(server) == ["m/0", "m/1", "m/a"]
+
+
+def test_an_entry_of_a_listing_takes_little_memory() -> None:
+    """Nothing of the SDK's page is kept but name, size and ETag."""
+    contents = [
+        {"Key": f"models/net/1/{number:06}", "Size": number, "ETag": f'"{number:032x}"', "LastModified": object()}
+        for number in range(1000)
+    ]
+    listing = Listing("store:1", "bucket")
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        entries = listing.entries({"Name": "bucket", "Contents": contents})
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert len(entries) == 1000 and taken < 250 * 1000

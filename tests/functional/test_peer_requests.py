@@ -20,6 +20,8 @@ from dragonfly_api import common_pb2, dfdaemon_pb2
 from dfagent.errors import (
     ConnectFailed,
     DfagentError,
+    NoHardLink,
+    NoSpace,
     NotFound,
     OriginStatus,
     Overloaded,
@@ -186,7 +188,7 @@ async def should_count_every_byte_of_dfdaemons_once_in_the_progress(tmp_path: Pa
                 yield response
 
         counts: list[int] = []
-        async with serving(CannedDfdaemon(answer), tmp_path / "sock"):
+        async with serving(CannedDfdaemon(answer, here=[TASK.id]), tmp_path / "sock"):
             wanted = request()
             transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
             async with opened(transport):
@@ -208,6 +210,23 @@ async def should_take_nothing_of_dfdaemon_that_is_not_the_object(tmp_path: Path,
         error = await failure_of(transport, request(), tmp_path / "partials")
     assert type(error) is (Truncated if "size" in wrong else PeerUnavailable)
     assert ("path_map" in error.hint) == (wrong == "no file")
+
+
+@pytest.mark.parametrize("told", [[], [piece(0, 4)], [piece(0, 4), piece(0, 4)]])
+async def should_not_take_a_link_for_whole_whose_stream_ended_early(tmp_path: Path, told: list[Any]) -> None:
+    """It has its full size, with holes; dfdaemon ends the stream of a task that panicked as it ends any other."""
+
+    async def ends_early(download: Any, _context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        yield started()
+        Path(download.output_path).write_bytes(bytes(len(BODY)))
+        for response in told:
+            yield response
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(ends_early), tmp_path / "sock"):
+        transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+        error = await failure_of(transport, request(), tmp_path / "partials")
+    assert isinstance(error, Truncated) and error.retryable and "of 8 bytes" in error.message
 
 
 @pytest.mark.parametrize("why", ["stalled", "another task"])
@@ -243,6 +262,80 @@ async def should_give_dfdaemon_a_new_path_at_every_attempt(tmp_path: Path) -> No
                 with pytest.raises(PeerUnavailable):
                     await transport.fetch(request(), tmp_path)
     assert len({asked.output_path for asked in daemon.asked}) == 2
+
+
+async def should_fetch_nothing_that_dfdaemon_must_link_and_can_not(tmp_path: Path) -> None:
+    """And copy nothing either: that is for the caller to decide."""
+
+    async def refuses(_download: Any, context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        await context.abort(grpc.StatusCode.INTERNAL, "Invalid cross-device link (os error 18)")
+        yield started()
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(refuses), tmp_path / "sock") as daemon:
+        for forced in (True, False):
+            transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS, force_hard_link=forced)
+            error = await failure_of(transport, request(), tmp_path / "partials")
+            assert isinstance(error, NoHardLink) == forced
+    assert [asked.force_hard_link for asked in daemon.asked] == [True, False]
+
+
+async def should_not_blame_the_link_for_what_fails_after_it(tmp_path: Path) -> None:
+    async def breaks(_download: Any, context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        yield started()
+        await context.abort(grpc.StatusCode.INTERNAL, "No such file or directory (os error 2)")
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(breaks), tmp_path / "sock"):
+        transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS, force_hard_link=True)
+        assert type(await failure_of(transport, request(), tmp_path / "partials")) is PeerUnavailable
+
+
+async def should_tell_our_own_full_disk_from_dfdaemons(tmp_path: Path) -> None:
+    """Only ours is no reason to go on by another way."""
+
+    async def full(_download: Any, context: Any) -> AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]:
+        await context.abort(grpc.StatusCode.INTERNAL, "No space left on device (os error 28)")
+        yield started()
+
+    (tmp_path / "partials").mkdir()
+    async with serving(CannedDfdaemon(full), tmp_path / "sock"):
+        for size, expected in ((len(BODY), PeerUnavailable), (1 << 60, NoSpace)):
+            transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+            error = await failure_of(transport, request(size=size), tmp_path / "partials")
+            assert type(error) is expected and "no room" in error.message
+
+
+@pytest.mark.parametrize("scheduler", [True, False])
+async def should_delete_a_cached_task_from_the_node(tmp_path: Path, scheduler: bool) -> None:
+    """Also where the scheduler is away, and with it the cluster's own deletion."""
+    service = CannedDfdaemon(whole, here=[TASK.id, "another"], scheduler=scheduler)
+    async with serving(service, tmp_path / "sock"):
+        transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+        async with opened(transport):
+            assert await transport.is_here(TASK.id)
+            assert await transport.discard(TASK.id)
+            assert not await transport.is_here(TASK.id)
+            assert await transport.discard(TASK.id), "what is not there is gone"
+    assert service.here == {"another"}
+
+
+async def should_ask_for_the_origins_bytes_once_after_a_task_was_deleted(tmp_path: Path) -> None:
+    async with serving(CannedDfdaemon(whole), tmp_path / "sock") as daemon:
+        transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
+        async with opened(transport):
+            await transport.fetch(request(), tmp_path)
+            await transport.discard(TASK.id)
+            await transport.fetch(request(), tmp_path)
+            await transport.fetch(request(), tmp_path)
+    assert [asked.need_back_to_source for asked in daemon.asked] == [False, True, False]
+
+
+async def should_not_fail_when_there_is_no_dfdaemon_to_delete_from(tmp_path: Path) -> None:
+    transport = DfdaemonTransport(str(tmp_path / "none"), RequestOptions(), Timeouts(connect=0.5))
+    async with opened(transport):
+        assert not await transport.is_here(TASK.id)
+        assert not await transport.discard(TASK.id)
 
 
 # The store

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from dfagent.settings.files import Settings
 from dfagent.triton.client import TritonClient
 from dfagent.wiring import RunOptions, open_session
 from tests.servers.gate import Gate
+from tests.servers.program import Running, SettingsFiles, start
 
 StartTriton = Callable[..., TritonServer]
 
@@ -60,7 +59,7 @@ class Node:
     bucket: str
     gate: Gate
     folder: Path
-    programs: list[asyncio.subprocess.Process] = field(default_factory=list)
+    programs: list[Running] = field(default_factory=list)
 
     @property
     def target(self) -> Path:
@@ -96,24 +95,11 @@ class Node:
         async with open_session(settings, options, Silent()) as session:
             return await session.run()
 
-    async def start_program(self, command: str, *arguments: str) -> asyncio.subprocess.Process:
+    async def start_program(self, command: str, *arguments: str) -> Running:
         """`dfagent` as its users start it."""
-        secret = {"key_id": self.server.access_key, "secret_key": self.server.secret_key}
-        (self.folder / "dragonfly_config.json").write_bytes(b"{}")
-        (self.folder / "cloud_credential.json").write_bytes(orjson.dumps({"s3": {"": secret}}))
-        program = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            "from dfagent.cli import main; main()",
-            command,
-            self.url,
-            f"--to={self.target}",
-            f"--config={self.folder / 'dragonfly_config.json'}",
-            f"--credentials={self.folder / 'cloud_credential.json'}",
-            *arguments,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        credential: dict[str, object] = {"key_id": self.server.access_key, "secret_key": self.server.secret_key}
+        settings = SettingsFiles(self.folder, credential).options()
+        program = await start(command, self.url, f"--to={self.target}", *settings, *arguments)
         self.programs.append(program)
         return program
 
@@ -133,9 +119,7 @@ async def node(s3_server: S3Server, bucket: str, tmp_path: Path) -> AsyncIterato
         node.target.mkdir(parents=True)
         yield node
     for program in node.programs:
-        if program.returncode is None:
-            program.kill()
-            await program.communicate()
+        await program.kill()
 
 
 def the_model(result: PassResult) -> ModelRecord:
@@ -311,9 +295,9 @@ async def should_refuse_a_wrong_control_mode_before_anything_is_downloaded(
     triton = start_triton(node.target, mode=mode, extra_args=options)
     node.put_factor("net", 2)
     program = await node.start_program("prefetch", "--load", f"--triton={triton.grpc}")
-    _, err = await asyncio.wait_for(program.communicate(), 60)
-    assert program.returncode == 6
-    assert b"explicit mode" in err and b"--model-control-mode=explicit" in err and b"Traceback" not in err
+    told = await program.finished()
+    assert told.code == 6
+    assert "explicit mode" in told.err and "--model-control-mode=explicit" in told.err and "Traceback" not in told.err
     assert node.gate.heads == [] and list(node.target.iterdir()) == []
 
 
@@ -321,10 +305,10 @@ async def should_end_with_tritons_exit_code_and_reason_when_it_refuses(node: Nod
     triton = start_triton(node.target)
     node.put_code("net", BROKEN)
     program = await node.start_program("prefetch", "--load", f"--triton={triton.grpc}", "--json")
-    out, err = await asyncio.wait_for(program.communicate(), 60)
-    assert program.returncode == 6
-    assert b"No module named 'no_such_library'" in err and b"Traceback" not in err
-    record = next(line for line in map(orjson.loads, out.splitlines()) if line["kind"] == "model")
+    told = await program.finished()
+    assert told.code == 6
+    assert "No module named 'no_such_library'" in told.err and "Traceback" not in told.err
+    record = next(line for line in map(orjson.loads, told.out.splitlines()) if line["kind"] == "model")
     assert (record["outcome"], record["error"]["type"]) == ("failed", "LoadRejected")
 
 
@@ -333,15 +317,12 @@ async def should_serve_on_while_triton_is_down_and_load_when_it_comes(node: Node
     triton.stop()
     node.put_factor("net", 2)
     program = await node.start_program("serve", f"--triton={triton.grpc}", "--interval=0.2")
-    assert program.stderr is not None
-    for _ in range(2):  # more than one pass fails, so a failed one is followed by another
-        await asyncio.wait_for(_line(program.stderr, b"can't be asked"), 60)
+    # More than one pass fails, so a failed one is followed by another.
+    await program.says("can't be asked", times=2)
     triton.start()
-    await asyncio.wait_for(_line(program.stderr, b" loaded"), 60)
+    await program.says(" loaded")
     assert await infer(triton.grpc, "net", 21) == 42
-    program.send_signal(signal.SIGTERM)
-    await asyncio.wait_for(program.communicate(), 30)
-    assert program.returncode == 0
+    assert (await program.stopped()).code == 0
 
 
 async def should_show_triton_nothing_but_models_however_often_they_are_swapped(
@@ -382,11 +363,3 @@ def watched(folder: Path) -> Iterator[set[str]]:
     finally:
         done.set()
         watcher.join()
-
-
-async def _line(stream: asyncio.StreamReader, words: bytes) -> bytes:
-    """The next line with these words."""
-    while line := await stream.readline():
-        if words in line:
-            return line
-    pytest.fail(f"the program ended without saying {words!r}")

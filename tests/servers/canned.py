@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 from dragonfly_api import common_pb2, dfdaemon_pb2, dfdaemon_pb2_grpc
+from google.protobuf import empty_pb2
 
 
 def http_answer(status: int, body: bytes = b"", **headers: str) -> bytes:
@@ -63,16 +64,37 @@ Answer = Callable[[Any, Any], AsyncIterator[dfdaemon_pb2.DownloadTaskResponse]]
 
 
 class CannedDfdaemon(dfdaemon_pb2_grpc.DfdaemonDownloadServicer):
-    """dfdaemon's download service: `answer` is the stream; `asked` are the downloads that it was asked for."""
+    """dfdaemon's download service: `answer` is the stream; `asked` are the downloads that it was asked for.
 
-    def __init__(self, answer: Answer) -> None:
+    It has the tasks `here`. Without a `scheduler` it deletes none of them in the cluster, and so none at all.
+    """
+
+    def __init__(self, answer: Answer, here: Iterable[str] = (), *, scheduler: bool = True) -> None:
         self._answer = answer
+        self._scheduler = scheduler
+        self.here = set(here)
         self.asked: list[common_pb2.Download] = []
         self.cancelled = asyncio.Event()
 
-    async def StatLocalTask(self, _request: Any, context: Any) -> None:  # noqa: N802
-        """Nothing is here."""
-        await context.abort(grpc.StatusCode.NOT_FOUND, "not found")
+    async def StatLocalTask(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """A task of `here` is finished."""
+        if request.task_id not in self.here:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "not found")
+        answer = dfdaemon_pb2.StatLocalTaskResponse(task_id=request.task_id)
+        answer.finished_at.GetCurrentTime()
+        return answer
+
+    async def DeleteTask(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Here and at the scheduler."""
+        if not self._scheduler:
+            await context.abort(grpc.StatusCode.INTERNAL, "available schedulers not found")
+        self.here.discard(request.task_id)
+        return empty_pb2.Empty()
+
+    async def DeleteLocalTask(self, request: Any, _context: Any) -> Any:  # noqa: N802
+        """Here."""
+        self.here.discard(request.task_id)
+        return empty_pb2.Empty()
 
     async def StatTask(self, _request: Any, context: Any) -> None:  # noqa: N802
         """Nor elsewhere."""

@@ -106,25 +106,26 @@ def test_values_out_of_range_are_refused(document: dict[str, object]) -> None:
 
 
 def test_defaults_are_safe_under_load_shedding() -> None:
-    """An empty file means direct downloads, 16 at a time, no isolation."""
+    """An empty file means downloads without a peer, 16 at a time, no isolation."""
     settings = DragonflySettings()
     assert (settings.concurrency, settings.isolation, settings.priority) == (16, "none", 0)
-    assert settings.default_transport() == "direct"
+    assert settings.default_transport() == "auto"
+    assert not settings.has_peer("auto")
 
 
 @pytest.mark.parametrize(
     ("document", "asked", "transport"),
     [
-        ({"proxy": "http://p:1"}, None, "proxy"),
-        ({"proxy": "http://p:1", "socket": "/s"}, None, "dfdaemon"),
+        ({"proxy": "http://p:1"}, None, "auto"),
+        ({"proxy": "http://p:1", "socket": "/s"}, None, "auto"),
         ({"proxy": "http://p:1", "socket": "/s", "transport": "proxy"}, None, "proxy"),
         ({"proxy": "http://p:1", "transport": "proxy"}, "direct", "direct"),
     ],
 )
-def test_default_transport_follows_choice_then_addresses(
+def test_default_transport_is_auto_unless_one_is_chosen(
     document: dict[str, object], asked: str | None, transport: str
 ) -> None:
-    """Flag before file before dfdaemon before proxy before direct."""
+    """Flag before file before auto."""
     assert DragonflySettings.model_validate(document).default_transport(asked) == transport
 
 

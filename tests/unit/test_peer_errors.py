@@ -11,6 +11,7 @@ from dfagent.errors import (
     Changed,
     ConnectFailed,
     DfagentError,
+    NoHardLink,
     NotFound,
     OriginStatus,
     Overloaded,
@@ -18,7 +19,7 @@ from dfagent.errors import (
     SignedUrlExpired,
     StoreUnavailable,
 )
-from dfagent.transports.dfdaemon_client import peer_error
+from dfagent.transports.dfdaemon_client import link_error, peer_error
 
 SECRET = "X-Amz-Signature=0123456789abcdef"
 
@@ -47,6 +48,33 @@ def should_tell_the_origins_error_by_its_status(status: int, expected: type[Dfag
     assert error.message.startswith("net/1/w: ") and str(status) in error.message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no space left on device: not enough space to store the task: content_length=9",
+        "No space left on device (os error 28)",
+        "IO error: No space left on device: While appending to file: /d/metadata/000004.log",
+    ],
+)
+def should_fall_back_when_dfdaemons_own_disk_is_full(text: str) -> None:
+    error = peer_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text), heard=True)
+    assert type(error) is PeerUnavailable and "no room" in error.message and text in error.message
+
+
+def should_wait_as_long_as_the_busy_store_told_dfdaemon() -> None:
+    for headers, expected in (
+        ({"Retry-After": "7"}, 7),
+        ({"retry-after": "7"}, 7),
+        ({}, None),
+        ({"retry-after": "x"}, None),
+    ):
+        backend = {"status_code": 503, "header": headers}
+        error = peer_error("net/1/w", failure(grpc.StatusCode.INTERNAL, backend=backend), heard=True)
+        assert isinstance(error, Overloaded) and error.retry_after == expected
+    odd = {"status_code": 503, "header": ["retry-after"]}
+    assert isinstance(peer_error("x", failure(grpc.StatusCode.INTERNAL, backend=odd), heard=True), Overloaded)
+
+
 @pytest.mark.parametrize("backend", [{"status_code": None}, {"status_code": 0, "message": "dns"}])
 def should_say_that_the_origin_was_not_reached(backend: object) -> None:
     error = peer_error("x", failure(grpc.StatusCode.INTERNAL, "no route", backend), heard=True)
@@ -69,6 +97,23 @@ def should_tell_a_peer_that_is_not_there_from_one_that_went_away() -> None:
 def should_know_that_a_busy_peer_means_later() -> None:
     error = peer_error("x", failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "overloaded"), heard=False)
     assert isinstance(error, Overloaded) and error.retryable
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Invalid cross-device link (os error 18)", "No such file or directory (os error 2)", "… (os error 30)"],
+)
+def should_know_that_a_link_can_not_be_made(text: str) -> None:
+    error = link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text), forced=True)
+    assert isinstance(error, NoHardLink) and not error.retryable
+    assert text in error.message and "path_map" in error.hint and "one mount" in error.hint
+    copying = link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text), forced=False)
+    assert type(copying) is PeerUnavailable and text in copying.message and "path_map" in copying.hint
+
+
+@pytest.mark.parametrize("text", ["", "No space left on device (os error 28)", "task 18 not found", "File exists"])
+def should_not_take_another_failure_for_a_link_that_can_not_be_made(text: str) -> None:
+    assert link_error("net/1/w", failure(grpc.StatusCode.INTERNAL, text), forced=True) is None
 
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import orjson
 import pytest
 
 from dfagent.errors import Changed
-from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_source, to_json_line
-from dfagent.types import Fetched, FetchRequest, ObjectEntry, ObjectRef, SignedUrl, Source, TaskIdentity, Traffic
+from dfagent.records import ModelRecord, ObjectRecord, Seconds, error_fields, main_way, to_json_line
+from dfagent.types import (
+    Checksum,
+    Detour,
+    Fetched,
+    FetchRequest,
+    ObjectEntry,
+    ObjectRef,
+    SignedUrl,
+    Source,
+    TaskIdentity,
+    Traffic,
+)
 
 
 def record(source: Source, size: int, path: str = "1/weights") -> ObjectRecord:
@@ -20,6 +32,7 @@ def record(source: Source, size: int, path: str = "1/weights") -> ObjectRecord:
 
     request = FetchRequest(entry, TaskIdentity.of(entry), sign, path)
     fetched = Fetched(None, "dfdaemon", source, Traffic(1, 2, 3), sign_seconds=0.5, fetch_seconds=1.5, attempts=2)
+    fetched = replace(fetched, verified=Checksum("crc32c", b"abcd"), detours=(Detour("proxy", "dfdaemon", "it died"),))
     return ObjectRecord.of("net", path, request, fetched, verify_seconds=0.25)
 
 
@@ -40,6 +53,8 @@ def should_write_everything_of_an_object_into_one_line() -> None:
         "traffic": {"origin": 1, "remote_peer": 2, "local_peer": 3},
         "seconds": {"list": 0.0, "sign": 0.5, "fetch": 1.5, "verify": 0.25, "publish": 0.0, "load": 0.0},
         "attempts": 2,
+        "verified": "crc32c",
+        "detours": [{"tried": "proxy", "then": "dfdaemon", "why": "it died"}],
     }
 
 
@@ -64,4 +79,5 @@ def should_write_everything_of_a_model_into_one_line() -> None:
     ],
 )
 def should_name_the_source_of_most_bytes(objects: list[tuple[Source, int]], expected: Source | None) -> None:
-    assert main_source(record(source, size) for source, size in objects) is expected
+    way = main_way(record(source, size) for source, size in objects)
+    assert (way[1] if way else None) is expected

@@ -1,14 +1,12 @@
 """Opening a store by its URL's scheme, without paying for SDKs that are not used."""
 
-import subprocess
-import sys
-
 import pytest
 
 from dfagent.errors import ConfigError
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.stores.registry import open_store
 from dfagent.types import RepositoryUrl
+from tests.servers.program import python
 
 PROGRAM = """
 import asyncio, sys
@@ -31,8 +29,8 @@ assert loaded() == ["boto3", "botocore"]
 
 def test_the_sdk_is_imported_only_on_first_use() -> None:
     """`dfagent --help` and a wrong URL must not wait half a second for boto3."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = python(PROGRAM)
+    assert done.code == 0, done.err
 
 
 def test_a_scheme_without_a_store_is_a_config_error() -> None:

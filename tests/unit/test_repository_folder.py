@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -23,7 +24,7 @@ def folder(tmp_path: Path) -> RepositoryFolder:
 
 
 def manifest(**files: str) -> Manifest:
-    """A model of files (a__b means a/b) whose content is also their version."""
+    """A model of files (a__b means a/b) whose content is also their version; the store has no checksum of them."""
     entries = [ManifestFile(name.replace("__", "/"), len(text), text) for name, text in files.items()]
     return Manifest.of("net", entries, [])
 
@@ -97,9 +98,9 @@ def should_take_no_generation_whose_manifest_is_not_its_own(folder: RepositoryFo
 
 def should_remove_what_a_killed_run_left_but_what_can_be_resumed(folder: RepositoryFolder) -> None:
     partials = folder.partials("net")
-    left = [partials / name for name in ("t-1.dfdaemon.partial", "t-2.dfdaemon.partial")]
+    left = [partials / name for name in ("t-1.partial", "t-2.dfdaemon.partial")]
     left.append(folder.temporary())
-    resumable = [partials / name for name in ("t.direct.partial", "t.direct.parts", "t.proxy.partial", "t.proxy.parts")]
+    resumable = [partials / f"t.{way}" for way in ("direct.partial", "direct.parts", "proxy.partial", "proxy.parts")]
     for path in (*left, *resumable):
         path.write_text("left")
     folder.close()
@@ -141,10 +142,28 @@ def should_name_a_generation_by_its_files_their_versions_and_its_folders() -> No
     assert Manifest.from_json(same.to_json()) == same
 
 
+def should_not_name_a_generation_by_the_url_that_it_came_from() -> None:
+    one = ManifestFile("1/a", 3, "one")
+    noted = Manifest.of("net", [one], ["1"], "s3://bucket/models")
+    assert noted.digest == Manifest.of("net", [one], ["1"], "s3://bucket/models/net").digest
+    assert Manifest.from_json(noted.to_json()).repository == "s3://bucket/models"
+
+
+def should_still_know_the_generations_that_were_published_before_the_url_was_noted() -> None:
+    text = b'{"files":[{"path":"1/a","size":3,"version":"one"}],"folders":["1"],"model":"net"}'
+    old = Manifest.from_json(text)
+    assert old.repository == "" and old.digest == hashlib.sha256(text).hexdigest()
+    assert old.digest == Manifest.of("net", [ManifestFile("1/a", 3, "one")], ["1"], "s3://bucket").digest
+
+
 def should_publish_the_empty_folders_of_a_model(folder: RepositoryFolder) -> None:
-    wanted = Manifest.of("net", [ManifestFile("config.pbtxt", 2, "c1")], ["1"])
+    wanted = Manifest.of("net", [ManifestFile("labels", 2, "l1")], ["1", "2/deep"])
     assemble(folder, wanted)
-    assert (folder.target / "net/1").is_dir()
+    assert (folder.target / "net/1").is_dir() and (folder.target / "net/2/deep").is_dir()
+    (folder.target / "net/2/deep").rmdir()
+    assert folder.manifest("net", wanted.digest) is None
+    assemble(folder, wanted)
+    assert (folder.target / "net/2/deep").is_dir()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -152,7 +171,7 @@ def should_say_that_the_disk_is_full(tmp_path: Path, code: int) -> None:
     with pytest.raises(NoSpace, match=str(tmp_path)) as full, disk_errors(tmp_path):
         raise OSError(code, os.strerror(code))
     assert full.value.exit_code == 7
-    with pytest.raises(RepositoryError, match="Read-only") as other, disk_errors(tmp_path):
+    with pytest.raises(RepositoryError, match="read-only") as other, disk_errors(tmp_path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     assert not isinstance(other.value, NoSpace)
 

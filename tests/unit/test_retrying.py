@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dfagent.errors import (
     Changed,
     ConnectFailed,
     DfagentError,
+    DigestMismatch,
     NotFound,
     OriginStatus,
     Overloaded,
@@ -163,3 +165,18 @@ async def should_not_believe_a_source_that_an_earlier_attempt_may_have_made(
 ) -> None:
     script = Script((0, failure), (SIZE, None), source=source)
     assert (await Retrying(script, POLICY).fetch(request(), None)).source is told
+
+
+async def should_fetch_wrong_bytes_once_more_and_no_oftener() -> None:
+    """Each attempt is a whole download, and who sends wrong bytes twice will do it again."""
+    script = Script((SIZE, DigestMismatch("other bytes")))
+    with pytest.raises(DigestMismatch):
+        await Retrying(script, POLICY).fetch(request(), None)
+    assert script.attempts == 2
+
+
+async def should_not_wait_for_a_second_stall_where_another_way_follows() -> None:
+    script = Script((0, Stalled("no byte")))
+    with pytest.raises(Stalled):
+        await Retrying(script, replace(POLICY, after_stall=False)).fetch(request(), None)
+    assert script.attempts == 1

@@ -4,7 +4,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from dfagent.errors import EmptyRepository
+from dfagent.errors import EmptyRepository, UnsafePath
+from dfagent.repository.folding import folding
 from dfagent.repository.scan import ModelSource, scan
 from dfagent.types import ObjectEntry, ObjectRef, RepositoryUrl
 
@@ -98,6 +99,9 @@ def test_should_find_the_configuration_of_a_model() -> None:
         ("m/bad//x", "is empty"),
         ("m/bad/x/", "is empty"),
         ("m/bad/nul\0", "control character"),
+        ("m/bad//etc/passwd", "is empty"),
+        ("m/bad/..", "is '..'"),
+        ("m/bad/c1\x9b2J", "control character"),
         ("m/bad/line\nbreak", "control character"),
         ("m/bad/half\ud800", "control character"),
         ("m/bad/" + "é" * 128, "longer than 255 bytes"),
@@ -142,6 +146,85 @@ def test_should_refuse_a_key_that_is_listed_twice() -> None:
     """Which of the two would be the model's is not ours to choose."""
     (model,) = scan(repository("m"), listing("m/a/config.pbtxt", "m/a/config.pbtxt"))
     assert model.problem is not None and "twice" in str(model.problem)
+
+
+FOLDS = folding(by_case=True, by_form=True, by_end=True)
+TWINS = [
+    ("1/Model.py", "1/model.py"),
+    ("caf\u00e9", "cafe\u0301"),
+    ("Lib/a.py", "lib/b.py"),
+    ("lib", "LIB/a.py"),
+    ("lib/a.py", "LIB"),
+    ("name", "name."),
+    ("name ", "name"),
+    ("na\u200bme", "name"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), TWINS)
+def test_should_refuse_two_keys_that_are_one_name_on_the_disk(one: str, other: str) -> None:
+    """One file would overwrite the other, or two folders become one; both keys are named, the beside models come."""
+    entries = listing(f"m/bad/{one}", f"m/bad/{other}", "m/good/config.pbtxt")
+    bad, good = scan(repository("m"), entries, FOLDS)
+    assert isinstance(bad.problem, UnsafePath) and bad.files == ()
+    assert ascii(f"m/bad/{one}") in str(bad.problem) and ascii(f"m/bad/{other}") in str(bad.problem)
+    assert good.problem is None
+    apart, _ = scan(repository("m"), entries)
+    assert apart.problem is None and paths(apart) == [one, other]
+
+
+def test_should_refuse_markers_that_are_one_name_on_the_disk() -> None:
+    """An empty folder counts as well."""
+    entries = [*listing("m/bad/config.pbtxt", "m/bad/A/x"), marker("m/bad/a/")]
+    assert scan(repository("m"), entries, FOLDS)[0].problem is not None
+    assert scan(repository("m"), entries)[0].problem is None
+
+
+def test_should_not_take_a_folder_of_many_files_for_twins() -> None:
+    """The same name twice is one folder, with its marker or without."""
+    entries = [marker("m/a/1/"), *listing("m/a/1/x", "m/a/1/y", "m/a/config.pbtxt")]
+    assert scan(repository("m"), entries, FOLDS)[0].problem is None
+
+
+@pytest.mark.parametrize(("one", "other"), [("Net", "net"), ("caf\u00e9", "cafe\u0301"), ("net", "net.")])
+def test_should_refuse_models_that_are_one_name_on_the_disk(one: str, other: str) -> None:
+    """Neither is chosen, and a third model is not touched."""
+    entries = listing(f"m/{one}/config.pbtxt", f"m/{other}/config.pbtxt", "m/good/config.pbtxt")
+    first, second, good = scan(repository("m"), entries, FOLDS)
+    for model in (first, second):
+        assert isinstance(model.problem, UnsafePath) and model.files == ()
+        for name in (one, other):
+            assert ascii(f"m/{name}/config.pbtxt") in str(model.problem)
+    assert (first.name, second.name, good.problem) == (one, other, None)
+    assert all(model.problem is None for model in scan(repository("m"), entries))
+
+
+def test_should_refuse_a_path_that_is_too_long_as_a_whole() -> None:
+    """Each component may be right: the path of the generation comes before it, and PATH_MAX is 4096."""
+    longest = "/".join(["x" * 250] * 13)[:3071]
+    right, wrong = (f"m/{name}/{longest}{more}" for name, more in (("right", ""), ("wrong", "x")))
+    good, bad = scan(repository("m"), listing(right, wrong))
+    assert good.problem is None and len(str(good.files[0].path)) == 3071
+    assert isinstance(bad.problem, UnsafePath) and "longer than 3071 bytes" in str(bad.problem)
+    assert len(str(bad.problem)) < 1000
+
+
+def test_should_refuse_a_path_that_is_too_deep() -> None:
+    """A thousand folders in each other fit into PATH_MAX, and overflow the stack of whoever makes them."""
+    right, wrong = "m/right/" + "d/" * 99 + "x", "m/wrong/" + "d/" * 100 + "x"
+    good, bad = scan(repository("m"), listing(right, wrong))
+    assert good.problem is None
+    assert isinstance(bad.problem, UnsafePath) and "deeper than 100 folders" in str(bad.problem)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dot.", "space ", " space", "..hidden", "...", "\u202egnp.x", "zero\u200bwidth", "a\\b", "-rf", "~", "CON"],
+)
+def test_should_take_odd_names_that_lead_nowhere_else(name: str) -> None:
+    """A file system of Linux holds each of them as it is."""
+    (model,) = scan(repository("m"), listing(f"m/a/{name}/{name}"))
+    assert model.problem is None and paths(model) == [f"{name}/{name}"]
 
 
 def test_should_say_that_a_repository_is_empty() -> None:

@@ -27,6 +27,7 @@ def write(folder: Path, content: str | bytes | object) -> Path:
         file.write_bytes(content)
     else:
         file.write_text(content if isinstance(content, str) else json.dumps(content))
+    file.chmod(0o640)
     return file
 
 
@@ -45,7 +46,8 @@ def test_seed_dragonfly_config_means_what_its_document_says() -> None:
     assert dragonfly.proxy == "http://127.0.0.1:65001"
     assert dragonfly.header == {}
     assert dragonfly.filter == tuple(json.loads((SEED / "filter_lists.json").read_text())["S3"])
-    assert dragonfly.default_transport() == "proxy"
+    assert dragonfly.default_transport() == "auto"
+    assert dragonfly.has_peer("auto")
 
 
 def test_seed_cloud_credential_means_what_its_document_says() -> None:
@@ -68,7 +70,20 @@ def test_seed_cloud_credential_means_what_its_document_says() -> None:
 def test_seed_files_warn_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Every key of the seed's files is known."""
     load_settings(CONFIG, CREDENTIALS, {})
-    assert caplog.records == []
+    # Their mode is the checkout's.
+    assert [record.message for record in caplog.records if "can read" not in record.message] == []
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o604, True), (0o640, False), (0o600, False)])
+def test_credentials_that_every_user_can_read_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warned: bool
+) -> None:
+    file = write(tmp_path, {})
+    file.chmod(mode)
+    load_settings(None, file, {})
+    load_settings(file, None, {})
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == warned and all(str(file) in message and "chmod o-r" in message for message in messages)
 
 
 def test_flag_wins_over_environment_over_default(tmp_path: Path) -> None:
@@ -169,7 +184,7 @@ def test_each_fault_is_one_sentence_with_its_place(tmp_path: Path, content: obje
         ({"priority": SECRET}, "priority: expected a whole number, got text"),
         ({"concurrency": 100}, "concurrency: expected less than or equal to 64"),
         ({"piece_length": SECRET}, "piece_length: expected bytes as a number"),
-        ({"transport": SECRET}, "transport: expected 'direct', 'proxy' or 'dfdaemon'"),
+        ({"transport": SECRET}, "transport: expected 'auto', 'direct', 'proxy' or 'dfdaemon'"),
         ({"filter": SECRET}, "filter: expected a list, got text"),
         ({"filter": [None]}, "filter.0: expected text, got null"),
         ({"socket": 5}, "socket: expected a path as text, got a number"),

@@ -1,0 +1,111 @@
+"""Nothing leaves a transport unverified when the store gave a checksum; what was verified once is not read again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from dfagent.checksums import checksum_of_file
+from dfagent.errors import DigestMismatch
+from dfagent.tasks import finished_in_thread
+from dfagent.transports.base import Transport
+from dfagent.types import Checksum, Fetched, FetchRequest
+
+log = logging.getLogger("dfagent.transports")
+Discard = Callable[[str], Awaitable[bool]]
+
+
+class Trust(Protocol):
+    """What was verified before. Called from threads."""
+
+    def verified(self, task_id: str, file: os.stat_result) -> bool:
+        """Whether just this file (device, inode, size, mtime) was found to hold the task's bytes."""
+        ...
+
+    def checksum(self, task_id: str) -> Checksum | None:
+        """What the store said of the task's bytes."""
+        ...
+
+
+class Verifying:
+    """A transport whose files agree with the store's checksum, as far as the store gives one.
+
+    The checksum comes from the store itself, never from a peer. A file that `ledger` knows is trusted without a look.
+    After a mismatch the file is removed, `discard` deletes the task (by its id) from the node's peer, so that the next
+    attempt does not meet the same bytes again, and `DigestMismatch` is raised.
+    """
+
+    def __init__(self, inner: Transport, ledger: Trust | None = None, discard: Discard | None = None) -> None:
+        self._inner = inner
+        self._ledger = ledger
+        self._discard = discard
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
+        if self._discard and folder:
+            # Asked before the bytes: what a peer sends is of no use as long as the store does not answer.
+            await request.expected()
+        fetched = await self._inner.fetch(request, folder)
+        if fetched.path is None:
+            return fetched
+        started = time.monotonic()
+        try:
+            verified = await self._verified(request, fetched, fetched.path)
+        except BaseException:
+            with suppress(OSError):
+                fetched.path.unlink(missing_ok=True)
+            raise
+        return replace(fetched, verified=verified, verify_seconds=time.monotonic() - started)
+
+    async def _verified(self, request: FetchRequest, fetched: Fetched, path: Path) -> Checksum | None:
+        task = request.task.id
+        if self._ledger:
+            known = await asyncio.to_thread(_is_known, self._ledger, task, path)
+            if known:
+                return await asyncio.to_thread(self._ledger.checksum, task)
+        expected = fetched.told or await request.expected()
+        if expected is None:
+            return None
+        computed = fetched.computed
+        if computed is None or not _comparable(computed, expected):
+            computed = await finished_in_thread(checksum_of_file, path, expected)
+        if computed.value == expected.value:
+            return expected
+        raise await self._mismatch(request, fetched, expected, computed)
+
+    async def _mismatch(
+        self, request: FetchRequest, fetched: Fetched, expected: Checksum, computed: Checksum
+    ) -> DigestMismatch:
+        message = (
+            f"{request.label}: the bytes that came by {fetched.transport} are not the store's: "
+            f"{expected.algorithm} is {computed.value.hex()[:16]}, expected {expected.value.hex()[:16]}"
+        )
+        if self._discard is None:
+            return DigestMismatch(message, hint="the store or the network changed them on the way; try again")
+        gone = await self._discard(request.task.id)
+        hint = "the damaged task was deleted from the node's Dragonfly peer"
+        if not gone:
+            hint = f"delete task {request.task.id[:16]}… from the node's Dragonfly peer: its cache may be damaged"
+        log.warning("%s; %s", message, hint)
+        return DigestMismatch(message, hint=hint)
+
+
+def _is_known(ledger: Trust, task: str, path: Path) -> bool:
+    return ledger.verified(task, os.stat(path, follow_symlinks=False))
+
+
+def _comparable(computed: Checksum, expected: Checksum) -> bool:
+    return (computed.algorithm, computed.part_size) == (expected.algorithm, expected.part_size)
