@@ -181,7 +181,7 @@ class LoadRejected(TritonError):
 
 
 class LoadTimeout(TritonError):
-    """Triton did not finish the load in time."""
+    """Triton did not finish the load or unload in time."""
 
 
 class PartError(DfagentError):

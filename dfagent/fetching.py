@@ -24,7 +24,8 @@ class Fetcher:
     """Fetches one store's objects by one transport; `isolation` is part of every task's identity.
 
     `limit` is shared by all models of all passes: dfdaemon sheds load above a few dozen requests in flight. `known`
-    saves the question for checksums of versions that were fetched before.
+    saves the question for checksums of versions that were fetched before. `copies` tells by an object's size whether a
+    file of our own will hold it, so that room is needed for it; what dfdaemon links takes none.
     """
 
     store: Store
@@ -32,6 +33,7 @@ class Fetcher:
     limit: asyncio.Semaphore
     isolation: str = ""
     known: KnownChecksums | None = None
+    copies: Callable[[int], bool] = lambda _size: True
 
     def task(self, entry: ObjectEntry) -> TaskIdentity:
         return TaskIdentity.of(entry, self.isolation)

@@ -253,13 +253,18 @@ class ModelJob:
         own = [(missing.pop(CONFIG_NAME, None), config)]
         if demand and demand.data is not None:
             own.append((missing.pop(SUMS_NAME, None), demand.data))
-        await self._fetch_all(
-            [
-                (file, partial(staging.take, missing[str(file.path)]))
-                for file in self.source.files
-                if str(file.path) in missing
-            ]
-        )
+        copied = [file for file in missing.values() if self.tools.fetcher.copies(file.size)]
+        await asyncio.to_thread(folder.space.reserve, self.source.name, copied)
+        try:
+            await self._fetch_all(
+                [
+                    (file, partial(staging.take, missing[str(file.path)]))
+                    for file in self.source.files
+                    if str(file.path) in missing
+                ]
+            )
+        finally:
+            folder.space.release(self.source.name)
         started = time.monotonic()
         for file, data in own:
             if file is not None and data is not None:

@@ -74,9 +74,9 @@ class ObjectRecord:
 class ModelRecord:
     """What became of one model in one pass.
 
-    `outcome` is "published", "unchanged", "warmed" or "failed"; `bytes` is the model's size, `fetched_bytes` what was
-    brought for it; `source` and `transport` are those of most of the fetched bytes (None, and the one that was asked
-    for, where none were fetched).
+    `outcome` is "published", "unchanged", "warmed", "removed" or "failed"; `bytes` is the model's size,
+    `fetched_bytes` what was brought for it; `source` and `transport` are those of most of the fetched bytes (None, and
+    the one that was asked for, where none were fetched).
     """
 
     model: str
@@ -106,7 +106,7 @@ def main_way(objects: Iterable[ObjectRecord]) -> tuple[str, Source] | None:
 
 def error_fields(error: DfagentError) -> dict[str, str]:
     """The error as a record holds it."""
-    return {"type": type(error).__name__, "message": redact(error.message), "hint": error.hint}
+    return {"type": type(error).__name__, "message": redact(error.message), "hint": redact(error.hint)}
 
 
 def to_json_line(record: ObjectRecord | ModelRecord) -> bytes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.transports.base import Transport
-from dfagent.transports.fallback import Explaining, Fallback
+from dfagent.transports.fallback import NEVER_SHARED, Explaining, Fallback
 from dfagent.transports.options import RequestOptions, Timeouts
 from dfagent.transports.retrying import Retrying, RetryPolicy
 from dfagent.transports.verifying import Trust, Verifying
@@ -59,6 +59,11 @@ class Ways:
             return self._auto()
         peer = self._proxy(self.tuning.retries) if name == "proxy" else self._dfdaemon(self.tuning.retries)
         return Explaining(peer, self._direct().reason)
+
+    def copies(self, name: str, size: int) -> bool:
+        """Whether an object of that size will surely be a file of our own: not where dfdaemon may link it."""
+        may_link = name == "dfdaemon" or (name == "auto" and bool(self.dragonfly.socket) and size > NEVER_SHARED)
+        return not may_link
 
     def _auto(self) -> Transport:
         """Hard link, else proxy streaming, else a copy that dfdaemon makes, at last the store itself."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from dfagent.agent import Agent, PassResult
 from dfagent.errors import ConfigError, DfagentError
 from dfagent.fetching import Fetcher
 from dfagent.model_job import Observer, Tools
+from dfagent.pruning import Pruner
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.sha256sums import Sha256Check
 from dfagent.settings.files import Settings
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 class RunOptions:
     """What the command line decides. Without `target` a run only warms the peer's cache; seconds for the timeout.
 
-    `require_sha256` demands a SHA256SUMS of every model, as the setting `sha256_manifest` does.
+    `require_sha256` demands a SHA256SUMS of every model, as the setting `sha256_manifest` does. `prune` removes what
+    the repositories no longer hold, with `allow_empty` also where one holds no model at all.
     """
 
     urls: tuple[str, ...]
@@ -40,6 +43,8 @@ class RunOptions:
     select_all: bool = False
     triton: str | None = None
     require_sha256: bool = False
+    prune: bool = False
+    allow_empty: bool = False
     load_timeout: float = 300.0
     timeouts: Timeouts = field(default_factory=Timeouts)
     tuning: Tuning = field(default_factory=Tuning)
@@ -51,6 +56,7 @@ class Session:
 
     agents: list[Agent]
     triton: TritonClient | None
+    pruner: Pruner | None = None
 
     async def run(self) -> PassResult:
         """One pass over every repository, one after the other; a repository's own error is among the errors."""
@@ -65,7 +71,19 @@ class Session:
             total.models += result.models
             total.objects += result.objects
             total.errors += result.errors
+        if self.pruner:
+            await self._prune(self.pruner, total)
         return total
+
+    async def _prune(self, pruner: Pruner, total: PassResult) -> None:
+        """After all repositories, because a model may have moved from one to the other."""
+        try:
+            pruned = await pruner.run([agent.view for agent in self.agents])
+        except DfagentError as exc:
+            total.errors.append(exc)
+        else:
+            total.models += pruned.models
+            total.errors += pruned.errors
 
 
 @asynccontextmanager
@@ -80,6 +98,7 @@ async def open_session(
             "without --to there is only a peer's cache to warm, and the direct transport has none",
             hint="give --to DIR, or name a Dragonfly peer by `socket` or `proxy` in dragonfly_config.json",
         )
+    _check_pruning(options)
     async with AsyncExitStack() as stack:
         folder = folder or await _open_folder(stack, options)
         ledger = folder.ledger if folder else None
@@ -104,7 +123,7 @@ async def open_session(
             )
             stack.push_async_callback(store.aclose)
             tools = Tools(
-                fetcher=Fetcher(store, transport, limit, known=ledger),
+                fetcher=Fetcher(store, transport, limit, known=ledger, copies=partial(ways.copies, name)),
                 config_fetcher=Fetcher(store, direct, limit, known=ledger),
                 folder=folder,
                 triton=triton,
@@ -113,8 +132,17 @@ async def open_session(
                 select_all=options.select_all,
                 sha256=sha256,
             )
-            agents.append(Agent(url, tools, per_credential=settings.dragonfly.isolation == "per-credential"))
-        yield Session(agents, triton)
+            isolated = settings.dragonfly.isolation == "per-credential"
+            agents.append(Agent(url, tools, per_credential=isolated, allow_empty=options.allow_empty))
+        pruner = Pruner(folder, triton, observer.finished) if folder and options.prune else None
+        yield Session(agents, triton, pruner)
+
+
+def _check_pruning(options: RunOptions) -> None:
+    if options.allow_empty and not options.prune:
+        raise ConfigError("--allow-empty goes with --prune", hint="add --prune, or leave --allow-empty out")
+    if options.prune and options.target is None:
+        raise ConfigError("--prune goes with --to: only a folder has models to remove", hint="give --to DIR")
 
 
 @asynccontextmanager

@@ -54,6 +54,8 @@ _SHARED = (
     click.option(
         "--require-sha256", is_flag=True, help="Every model must have a SHA256SUMS that its files agree with."
     ),
+    click.option("--prune", is_flag=True, help="Unload and remove models that the repositories no longer hold."),
+    click.option("--allow-empty", is_flag=True, help="With --prune: also where a repository holds no model at all."),
     click.option("--triton", metavar="HOST:PORT", help="Triton's gRPC address."),
     click.option("--config", type=_PATH, metavar="FILE", help="dragonfly_config.json"),
     click.option("--credentials", type=_PATH, metavar="FILE", help="cloud_credential.json"),

@@ -7,13 +7,17 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from types import TracebackType
 from typing import Any, NoReturn
 
 from dfagent.errors import DfagentError
 from dfagent.redact import printable, redact
+
+_UMASK = 0o027
 
 
 class _Printable(logging.Formatter):
@@ -22,15 +26,45 @@ class _Printable(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
-_UMASK = 0o027
-
 
 def set_up_logging(level: int) -> None:
-    """Our own loggers at `level`; everybody else's only from WARNING on, because libraries log whole URLs."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Our own loggers at `level`; everybody else's only from WARNING on; nothing that signs at any level.
+
+    To be called before an SDK is imported.
+    """
+    handler = _RedactingHandler()
     handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # A logger's own level would let its records through here, however silent the root is.
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or f"{record.name}.".startswith("dfagent."))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("dfagent").setLevel(level)
+    logging.captureWarnings(True)
+    _redact_tracebacks()
+    if os.environ.pop("GRPC_TRACE", ""):
+        # gRPC writes to standard error by itself, past every handler, and what it traces are whole requests.
+        complain("GRPC_TRACE is ignored: its output would show signed URLs")
+
+
+class _RedactingHandler(logging.Handler):
+    """Libraries quote whole URLs even in warnings, and tracebacks quote what libraries raise."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception:  # noqa: BLE001 — logging's own answer to a wrong call would print its arguments as they are
+            text = f"a log line of {record.name} can't be written:\n{traceback.format_exc()}"
+        complain(redact(text))
+
+
+def _redact_tracebacks() -> None:
+    """What nobody caught is printed by the interpreter; it must not print signatures either."""
+
+    def uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        complain(redact("".join(traceback.format_exception(kind, error, trace))))
+
+    sys.excepthook = uncaught
+    threading.excepthook = lambda thread: uncaught(thread.exc_type, thread.exc_value, thread.exc_traceback)
+    sys.unraisablehook = lambda lost: uncaught(lost.exc_type, lost.exc_value, lost.exc_traceback)
 
 
 def fail(errors: Sequence[DfagentError]) -> NoReturn:
@@ -38,7 +72,7 @@ def fail(errors: Sequence[DfagentError]) -> NoReturn:
     for error in errors:
         complain(f"error: {redact(error.message)}")
         if error.hint:
-            complain(f"  hint: {error.hint}")
+            complain(f"  hint: {redact(error.hint)}")
     sys.exit(errors[0].exit_code)
 
 

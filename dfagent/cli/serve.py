@@ -64,6 +64,8 @@ def _report(result: PassResult, as_json: bool) -> None:
         if record.outcome == "published" or loaded_now:
             state = "loaded" if record.loaded else "published"
             log.info("%s: generation %s %s", record.model, record.generation[:12], state)
+        elif record.outcome == "removed":
+            log.info("%s: removed, %s no longer holds it", record.model, record.repository)
     for error in result.errors:
         log.error("%s", redact(str(error)))
     if as_json:

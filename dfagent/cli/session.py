@@ -33,6 +33,8 @@ def run_options(arguments: dict[str, Any], target: Path | None, load: bool) -> R
         select_all=arguments["select_all"],
         triton=arguments["triton"] if load else None,
         require_sha256=arguments["require_sha256"],
+        prune=arguments["prune"],
+        allow_empty=arguments["allow_empty"],
         load_timeout=arguments["load_timeout"],
         timeouts=Timeouts(connect=arguments["connect_timeout"], stall=arguments["stall_timeout"]),
     )

@@ -46,6 +46,7 @@ from dfagent.repository.disk import (
     sync_folder,
     write_file,
 )
+from dfagent.repository.folding import Folding, folding_of
 from dfagent.repository.ledger import Ledger
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.space import Space
@@ -81,6 +82,7 @@ class RepositoryFolder:
         self.state = _resolved(state) if state else self.target.parent / f".dfagent-{self.target.name}"
         self._lock_fd = -1
         self.ledger = Ledger(self.state)
+        self.folds: Folding | None = None
         self.space = Space(self.state, lambda model: (self._state("partials") / model, self._state("staging") / model))
 
     def open(self) -> None:
@@ -97,6 +99,7 @@ class RepositoryFolder:
                 self._check_same_mount()
                 self.sweep()
                 self.ledger = Ledger(self.state)
+                self.folds = folding_of(self._state("tmp"))
             except BaseException:
                 self.close()
                 raise
@@ -253,6 +256,13 @@ class RepositoryFolder:
         check_folder(self._state("loaded"))
         remove(self._state("loaded") / model)
 
+    def sha256_note(self, model: str) -> bytes | None:
+        """The note of what the model's files were found to be, where SHA256SUMS is demanded."""
+        return self._read("sha256sums", model)
+
+    def note_sha256(self, model: str, note: bytes) -> None:
+        self._write("sha256sums", model, note)
+
     def _read(self, kind: str, model: str) -> bytes | None:
         check_folder(self._state(kind))
         return read_file(self._state(kind) / model)
@@ -272,9 +282,6 @@ class RepositoryFolder:
                 found[path.name] = None
         return found
 
-    def sha256_path(self, model: str) -> Path:
-        return self._state("sha256sums") / model
-
     def current(self, model: str) -> str | None:
         """The digest of the generation that DIR/<model> leads to, None where nothing of ours is published.
 
@@ -291,6 +298,25 @@ class RepositoryFolder:
         if leads_to.parent != self._state("generations") / model:
             raise self._not_ours(model)
         return leads_to.name
+
+    def origins(self) -> dict[str, Manifest]:
+        """A manifest of each model that is or was published here, of whole generations or not, by the model's name.
+
+        Of models without a link too: a removal that was killed left them. Left out is what we did not put there, and
+        what came from nobody knows where.
+        """
+        found: dict[str, Manifest] = {}
+        for folder in children(self._state("manifests")):
+            try:
+                published = self.current(folder.name)
+                digests = [published] if published else [path.stem for path in children(folder)]
+                manifests = [self.read_manifest(folder.name, digest) for digest in digests]
+            except UnsafePath:
+                continue
+            known = [manifest for manifest in manifests if manifest and manifest.repository]
+            if len({manifest.repository for manifest in known}) == 1 and len(known) == len(manifests):
+                found[folder.name] = known[0]
+        return found
 
     def _not_ours(self, model: str) -> UnsafePath:
         return UnsafePath(
@@ -356,6 +382,22 @@ class RepositoryFolder:
                 prepared.unlink()
                 raise self._not_ours(model) from exc
             sync_folder(self.target)
+
+    def unpublish(self, model: str) -> None:
+        """Takes DIR/<model> away, then all that is kept of the model, what names its origin last.
+
+        So a removal that is killed can be gone on with. Raises `UnsafePath` where DIR/<model> is not ours.
+        """
+        if self.current(model) is not None:
+            check_folder(self.target)
+            with disk_errors(self.target):
+                (self.target / model).unlink()
+                sync_folder(self.target)
+        for kind in ("loaded", "configs", "sha256sums"):
+            check_folder(self._state(kind))
+            remove(self._state(kind) / model)
+        for kind in ("partials", "staging", "generations", "manifests"):
+            remove(self._of(kind, model))
 
     def remove_generations(self, model: str, keep: set[str]) -> None:
         """Removes every generation of the model but those to keep; the published one always stays."""

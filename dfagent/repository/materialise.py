@@ -138,7 +138,6 @@ class Staging:
             self._folder.write_manifest(self.manifest)
             self._move_to(generation)
             sync_folder(generation.parent)
-        self._folder.space.release(model)
         self._folder.remove_partials(model)
 
     def _move_to(self, generation: Path) -> None:

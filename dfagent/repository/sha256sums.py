@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import orjson
 
 from dfagent.errors import DigestMismatch, InvalidSha256Sums
-from dfagent.repository.disk import write_file
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
 from dfagent.tasks import finished_in_thread, owned_tasks
@@ -140,13 +139,13 @@ class _Note:
     refused: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> _Note:
-        """The note there; an empty one where there is none, or a power cut left half of it."""
+    def read(cls, folder: RepositoryFolder, model: str) -> _Note:
+        """The model's note; an empty one where there is none, or a power cut left half of it."""
         try:
-            raw = orjson.loads(path.read_bytes())
+            raw = orjson.loads(folder.sha256_note(model) or b"")
             files = {(dev, ino, size, mtime): str(digest) for dev, ino, size, mtime, digest in raw["files"]}
             return cls(str(raw["source"]), dict(raw["expected"]), files, dict(raw["refused"]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return cls()
 
     def to_json(self) -> bytes:
@@ -174,7 +173,7 @@ class Sha256Check:
         these very versions were found right before. Raises `InvalidSha256Sums`, `DigestMismatch` for config.pbtxt.
         """
         source = hashlib.sha256(orjson.dumps(sorted(versions.items()))).hexdigest()
-        note = await asyncio.to_thread(_Note.read, self._folder.sha256_path(model.name))
+        note = await asyncio.to_thread(_Note.read, self._folder, model.name)
         if note.source == source:
             return Demand(model.name, note.expected, source)
         label = f"{model.name}/{SUMS_NAME}"
@@ -199,7 +198,7 @@ class Sha256Check:
         Raises `DigestMismatch` that names the first wrong file and both digests. With `staged`, a wrong file is
         removed, so that it is fetched again, once: the same bytes again are the store's, and are kept.
         """
-        note = await asyncio.to_thread(_Note.read, self._folder.sha256_path(demand.model))
+        note = await asyncio.to_thread(_Note.read, self._folder, demand.model)
         found, unknown = await asyncio.to_thread(_known, demand.expected, where, note)
 
         async def look(path: str) -> None:
@@ -219,9 +218,9 @@ class Sha256Check:
         _raise_if_wrong(demand.model, digests, demand.expected)
 
     def _keep(self, model: str, note: _Note) -> None:
-        data, path = note.to_json(), self._folder.sha256_path(model)
-        if not path.exists() or path.read_bytes() != data:
-            write_file(path, self._folder.temporary(), data)
+        data = note.to_json()
+        if self._folder.sha256_note(model) != data:
+            self._folder.note_sha256(model, data)
 
     async def _read(self, path: Path, label: str) -> tuple[Identity, str]:
         state = hashlib.sha256()

@@ -11,7 +11,7 @@ from botocore import exceptions as sdk
 from botocore.parsers import ResponseParserError
 
 from dfagent.errors import AccessDenied, Changed, ConfigError, DfagentError, NotFound, StoreError, StoreUnavailable
-from dfagent.redact import redact
+from dfagent.redact import redact_quote
 from dfagent.stores.s3_listing import NOT_S3_HINT
 
 _NOT_FOUND_HINTS = {
@@ -164,4 +164,4 @@ def _translate_answer(exc: sdk.ClientError, place: str) -> DfagentError:
 
 def _said(text: str) -> str:
     printable = "".join(character if character.isprintable() else " " for character in text)
-    return redact(" ".join(printable.split()) or "no reason given")[:300]
+    return redact_quote(" ".join(printable.split()) or "no reason given")[:300]

@@ -20,7 +20,7 @@ from dfagent.errors import (
     StoreUnavailable,
     Truncated,
 )
-from dfagent.redact import redact
+from dfagent.redact import redact_quote
 from dfagent.transports.options import Timeouts
 from dfagent.transports.origin import origin_error, seconds_to_wait
 from dfagent.transports.traffic import Known, TaskState
@@ -134,9 +134,11 @@ def link_error(label: str, exc: grpc.aio.AioRpcError, *, forced: bool) -> PeerUn
     if number is None or int(number[1]) not in _CANT_LINK:
         return None
     if not forced:
-        return PeerUnavailable(f"{label}: dfdaemon can't make the file in our folder: {redact(said)}", hint=_SEEN_AS)
+        return PeerUnavailable(
+            f"{label}: dfdaemon can't make the file in our folder: {redact_quote(said)}", hint=_SEEN_AS
+        )
     return NoHardLink(
-        f"{label}: dfdaemon can't link its file into our folder: {redact(said)}",
+        f"{label}: dfdaemon can't link its file into our folder: {redact_quote(said)}",
         hint=f"its storage and the model folder have to lie on one mount, which dfdaemon can write to; {_SEEN_AS}",
     )
 
@@ -151,7 +153,7 @@ def peer_error(label: str, exc: grpc.aio.AioRpcError, heard: bool) -> DfagentErr
 
     The raw exception is not chained by callers: dfdaemon's texts quote signed URLs.
     """
-    code, details = exc.code(), redact(exc.details() or "")
+    code, details = exc.code(), redact_quote(exc.details() or "")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Overloaded(f"{label}: dfdaemon sheds load: {details}", hint="lower `concurrency`")
     if code is grpc.StatusCode.UNAVAILABLE:

@@ -8,7 +8,7 @@ import time
 from email.utils import parsedate_to_datetime
 
 from dfagent.errors import Changed, DfagentError, NotFound, OriginStatus, Overloaded, SignedUrlExpired
-from dfagent.redact import redact
+from dfagent.redact import redact_quote
 
 _TAG = r"<(?:\w+:)?{0}(?:\s[^<>]*)?>\s*([^<]{{1,{1}}}?)\s*</"
 _XML_CODE = re.compile(_TAG.format("Code", 100), re.IGNORECASE)
@@ -52,7 +52,7 @@ def store_reason(body: str) -> str:
     code, message = _json_reason(body) if body.lstrip("\ufeff \r\n\t").startswith("{") else _xml_reason(body)
     message = message[:_MESSAGE_LIMIT]
     text = " ".join("".join(c if c.isprintable() else " " for c in f"{code}: {message}").split())
-    return redact(text.strip(": "))
+    return redact_quote(text.strip(": "))
 
 
 def _xml_reason(body: str) -> tuple[str, str]:

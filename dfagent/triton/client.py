@@ -102,10 +102,23 @@ class TritonClient:
         return LoadResult(time.monotonic() - started, versions)
 
     async def unload(self, model: str) -> None:
-        """Unloads the model; returns when no version of it serves any more. An unknown model is no error."""
+        """Unloads the model; returns when no version of it serves any more. An unknown model is no error.
+
+        Raises `LoadTimeout` where Triton took the order and the model serves on.
+        """
         deadline = time.monotonic() + self._load_timeout
-        await self._call(lambda client, limit: client.unload_model(model, client_timeout=limit), self._load_timeout)
-        await self._settled(model, {"LOADING", "READY", "UNLOADING"}, deadline)
+        await self._call(
+            lambda client, limit: client.unload_model(model, client_timeout=limit),
+            self._load_timeout,
+            lambda reason: TritonError(f"Triton refused to unload {model!r}: {_first_line(reason)}"),
+        )
+        try:
+            await self._settled(model, {"LOADING", "READY", "UNLOADING"}, deadline)
+        except _Silence as exc:
+            raise LoadTimeout(
+                f"Triton at {self._address} did not unload {model!r} within {self._load_timeout:g} s",
+                hint="it waits for requests under way: its log says more",
+            ) from exc
 
     async def index(self) -> list[IndexEntry]:
         """Every model and version that the server knows of, loaded or not."""

@@ -14,7 +14,7 @@ import pytest
 
 from dfagent.agent import PassResult
 from dfagent.cli.progress import Silent
-from dfagent.errors import Changed, EmptyRepository, InvalidModelConfig, RepositoryError, UnsafePath
+from dfagent.errors import Changed, EmptyRepository, InvalidModelConfig, NoSpace, RepositoryError, UnsafePath
 from dfagent.local.object_store import S3Server
 from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, parse_config
 from dfagent.settings.credentials import CloudCredentials
@@ -22,6 +22,7 @@ from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
 from dfagent.wiring import RunOptions, Session, open_session
 from tests.servers.gate import Gate
+from tests.servers.mounts import tiny_disk
 
 MIB = 1 << 20
 AGENT = 'model_repository_agents { agents [ { name: "dragonfly", } ] }'
@@ -283,6 +284,25 @@ async def should_record_every_object_and_every_model(store: Bucket) -> None:
     assert model.source is not None and model.source.value == "direct"
     assert model.fetched_bytes == sum(record.bytes for record in result.objects) == model.bytes
     assert model.seconds.list > 0 and model.seconds.fetch > 0 and model.seconds.publish > 0
+
+
+async def should_say_how_much_room_is_needed_before_anything_is_fetched(store: Bucket, tmp_path: Path) -> None:
+    store.put_model("repo/net", v1__first=bytes(5 * MIB), v1__second=bytes(5 * MIB))
+    with tiny_disk(tmp_path / "disk", 8 * MIB) as disk:
+        store.target = disk / "models"
+        (error,) = (await store.run()).errors
+    assert isinstance(error, NoSpace) and f"{10 * MIB} bytes are needed" in error.message
+    assert not store.gate.requests("/1/"), "each of them alone would have fitted"
+
+
+async def should_keep_names_apart_as_the_disk_does(store: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file system of this machine folds names, so the probe's answer stands in for one."""
+    store.put_model("repo/net", v1__Weights=b"one", v1__weights=b"two")
+    assert not (await store.run()).errors
+    assert (store.read("net/1/Weights"), store.read("net/1/weights")) == (b"one", b"two")
+    monkeypatch.setattr("dfagent.repository.folder.folding_of", lambda _folder: str.casefold)
+    (error,) = (await store.run()).errors
+    assert isinstance(error, UnsafePath) and "Weights" in error.message
 
 
 async def until(condition: Callable[[], bool], seconds: float = 30) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
-import sys
+import stat
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,10 +14,16 @@ import pytest
 from dfagent.errors import DigestMismatch, InvalidSha256Sums
 from dfagent.local.object_store import S3Server
 from dfagent.repository import sha256sums
-from dfagent.repository.sha256sums import MAX_SUMS_BYTES
+from dfagent.repository.folder import RepositoryFolder
+from dfagent.repository.manifest import ManifestFile
+from dfagent.repository.materialise import Staging
+from dfagent.repository.sha256sums import MAX_SUMS_BYTES, Demand, Sha256Check
 from dfagent.settings.dragonfly import DragonflySettings
+from dfagent.types import Checksum
+from tests.servers import program
 from tests.servers.gate import Gate
 from tests.servers.passes import Place, config_of, sums_of
+from tests.servers.program import SettingsFiles
 
 MIB = 1 << 20
 Files = dict[str, bytes]
@@ -146,6 +151,8 @@ async def should_publish_nothing_that_its_list_does_not_vouch_for(
             assert (place.target / "net/1/weights").read_bytes() == b"before"
     if error is InvalidSha256Sums:
         assert not place.gate.requests("net/1/"), "nothing is downloaded in vain"
+    if spoil is _too_large:
+        assert not place.gate.requests("net/SHA256SUMS"), "nor read into memory"
 
 
 async def should_name_the_file_and_both_digests(place: Place) -> None:
@@ -176,14 +183,12 @@ async def should_fetch_a_wrong_file_again_but_not_for_ever(place: Place, reads: 
 async def should_heal_by_fetching_a_file_again_whose_bytes_were_spoilt_on_the_way(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dfagent.repository.materialise import Staging
-
     take = Staging.take
 
-    def spoilt(self: Staging, file: object, partial: Path) -> None:
-        if file.path == "1/weights":  # type: ignore[attr-defined]
+    def spoilt(self: Staging, file: ManifestFile, partial: Path, _verified: Checksum | None) -> None:
+        if file.path == "1/weights":
             partial.write_bytes(b"WEIGHTS")
-        take(self, file, partial)  # type: ignore[arg-type]
+        take(self, file, partial, None)  # as from a store that has no checksum, else nothing spoilt comes this far
 
     put_vouched(place, files_of())
     with monkeypatch.context() as patch:
@@ -206,14 +211,28 @@ async def should_check_what_is_already_published_when_the_demand_comes_later(pla
     assert not (await place.run()).errors
 
 
-async def should_notice_a_published_file_that_was_changed_on_the_disk(place: Place) -> None:
-    put_vouched(place, files_of())
-    await place.run()
-    file = (place.target / "net/1/weights").resolve()
-    file.write_bytes(b"WEIGHTS")
-    os.utime(file, ns=(1, 1))
-    (error,) = (await place.run()).errors
-    assert isinstance(error, DigestMismatch) and "1/weights" in error.message
+async def should_read_a_file_again_that_was_changed_on_the_disk(tmp_path: Path, reads: list[str]) -> None:
+    folder = RepositoryFolder(tmp_path / "models")
+    folder.open()
+    generation = folder.generation("net", "0")
+    generation.mkdir(parents=True)
+    for name in ("a", "b"):
+        (generation / name).write_bytes(name.encode())
+    check = Sha256Check(folder)
+    demand = Demand("net", {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")}, "source")
+    for _ in range(2):
+        await check.check(demand, generation, staged=False)
+    assert sorted(reads) == ["a", "b"], "once each"
+    (generation / "a").write_bytes(b"A")
+    os.utime(generation / "a", ns=(1, 1))
+    for _ in range(2):
+        with pytest.raises(DigestMismatch, match="net/a"):
+            await check.check(demand, generation, staged=False)
+    assert reads.count("a") == 2 and reads.count("b") == 1
+    assert (generation / "a").read_bytes() == b"A", "what is published is not ours to take away"
+    note = folder.state / "sha256sums/net"
+    assert stat.S_IMODE(note.stat().st_mode) == 0o640
+    folder.close()
 
 
 async def should_check_a_configuration_that_changed_only_in_what_dfagent_takes_out(place: Place) -> None:
@@ -267,18 +286,9 @@ async def should_read_a_file_of_several_slices(place: Place, reads: list[str], m
     assert reads.count("weights") == 3
 
 
-async def should_end_with_5_and_say_how_to_make_a_list(place: Place) -> None:
+async def should_end_with_5_and_say_how_to_make_a_list(place: Place, tmp_path: Path) -> None:
     place.put_files("repo/net", files_of())
-    credential = {"key_id": place.server.access_key, "secret_key": place.server.secret_key}
-    folder = place.target.parent
-    folder.mkdir(parents=True)
-    (folder / "credential.json").write_text(json.dumps({"s3": {"": credential}}))
-    (folder / "config.json").write_text("{}")
-    start = (sys.executable, "-c", "from dfagent.cli import main; main()", "prefetch", place.url(), "--require-sha256")
-    files = (f"--config={folder / 'config.json'}", f"--credentials={folder / 'credential.json'}")
-    for arguments, code, says in (((f"--to={place.target}",), 5, "sha256sum"), ((), 2, "--to")):
-        program = await asyncio.create_subprocess_exec(
-            *start, *files, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        _, err = await asyncio.wait_for(program.communicate(), 60)
-        assert program.returncode == code and says in err.decode() and "Traceback" not in err.decode()
+    files = SettingsFiles(tmp_path, {"key_id": place.server.access_key, "secret_key": place.server.secret_key})
+    for arguments, code, says in (([f"--to={place.target}"], 5, "sha256sum"), ([], 2, "--to")):
+        told = await program.run("prefetch", place.url(), "--require-sha256", *files.options(), *arguments)
+        assert told.code == code and says in told.err and "Traceback" not in told.err

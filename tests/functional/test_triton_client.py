@@ -28,6 +28,12 @@ class Answers(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         """Takes every load."""
         return pb.RepositoryModelLoadResponse()
 
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Takes every order to unload, or complains."""
+        if self.complaint:
+            await context.abort(grpc.StatusCode.INTERNAL, self.complaint)
+        return pb.RepositoryModelUnloadResponse()
+
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Gives the index, or complains."""
         if self.complaint:
@@ -114,6 +120,25 @@ async def test_should_wait_for_a_model_that_is_still_loading_but_not_for_ever(se
     answers.index = [Entry(name="m", version="1", state="LOADING")]
     with pytest.raises(LoadTimeout, match=r"did not load 'm' within 1 s.*python stub"):
         await client.load("m")
+
+
+async def test_should_not_call_a_model_unloaded_that_serves_on(serve: Callable[..., Any]) -> None:
+    """The index has the last word, within the time of a load; another model's state counts for nothing."""
+    answers = Answers(Entry(name="m", version="1", state="READY"), Entry(name="m2", version="1", state="READY"))
+    client = await serve(answers)
+    for state in ("READY", "UNLOADING"):
+        answers.index[0].state = state
+        with pytest.raises(LoadTimeout, match=r"did not unload 'm' within 1 s"):
+            await client.unload("m")
+    answers.index[0].state = "UNAVAILABLE"
+    await client.unload("m")
+
+
+async def test_should_say_which_model_it_may_not_unload(serve: Callable[..., Any]) -> None:
+    """With the server's words."""
+    with pytest.raises(TritonError, match=r"refused to unload 'm': no such thing$") as caught:
+        await (await serve(Answers(complaint="no such thing"))).unload("m")
+    assert not isinstance(caught.value, TritonUnavailable)
 
 
 async def test_should_translate_whatever_a_server_complains_of(serve: Callable[..., Any]) -> None:

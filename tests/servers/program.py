@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from tests.secrecy.evidence import CHILD_VARIABLE, Evidence, the_evidence
 
@@ -166,10 +167,17 @@ class SettingsFiles:
         """Writes the files."""
         config = _private(self.folder / "dragonfly_config.json", self.dragonfly)
         credentials = _private(self.folder / "cloud_credential.json", {"s3": {"": self.credential}})
-        for name in ("secret_key", "session_token"):
-            if self.credential.get(name):
-                the_evidence().secret(name, str(self.credential[name]))
+        self._register()
         return [f"--config={config}", f"--credentials={credentials}"]
+
+    def _register(self) -> None:
+        for name in ("secret_key", "session_token"):
+            the_evidence().secret(name, str(self.credential.get(name) or ""))
+        headers = self.dragonfly.get("header")
+        for name, value in headers.items() if isinstance(headers, dict) else ():
+            the_evidence().secret(f"the header {name}", value)
+        with contextlib.suppress(ValueError):
+            the_evidence().secret("a proxy's password", urlsplit(str(self.dragonfly.get("proxy") or "")).password or "")
 
 
 def _private(path: Path, document: object) -> Path:
