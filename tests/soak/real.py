@@ -187,6 +187,8 @@ def main() -> int:
     struck = sum(outcome.struck for outcome in outcomes)
     broken = [outcome for outcome in outcomes if outcome.violations]
     print(table(outcomes))
+    if helpless := Counter(outcome.ended_with for outcome in outcomes if outcome.ended_with.startswith("soak:")):
+        print(f"parts that did not come up again: {dict(helpless)}")
     print(f"{struck} schedules struck of {len(outcomes)}, {len(broken)} broke the invariant,", end=" ")
     print(f"{time.monotonic() - started:.0f} s")
     return 1 if broken or struck < len(wanted) else 0

@@ -23,7 +23,7 @@ from dfagent.agent import PassResult
 from dfagent.cli.progress import Silent
 from dfagent.local.dragonfly import DragonflyCluster, Peer
 from dfagent.local.object_store import S3Server
-from dfagent.local.process import clean_environment
+from dfagent.local.process import clean_environment, free_ports
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
@@ -38,9 +38,18 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MIB = 1 << 20
-START = "from dfagent.cli import main; main()"
+START = """
+from functools import partial
+import dfagent.wiring as wiring
+from dfagent.transports.retrying import RetryPolicy
+from dfagent.ways import Tuning
+wiring.RunOptions = partial(wiring.RunOptions, tuning=Tuning(retries=RetryPolicy(attempts=2, first_pause=0.2)))
+from dfagent.cli import main
+main()
+"""
+"""The program itself, but it gives up sooner: a soak has no time for its patience."""
 SMALL_DISK = 48 * MIB
-CONNECT, STALL = 2.0, 3.0
+CONNECT, STALL = 1.5, 3.0
 QUICK = RetryPolicy(attempts=3, first_pause=0.2)
 HEALTHY_SECONDS = 60.0
 UPLOAD_LIMIT = "40MB"
@@ -155,6 +164,7 @@ class World:
             self.cluster.scheduler.start()
         for peer in self.cluster.peers:
             if not peer.process.running:
+                _move(peer)
                 peer.start()
         for peer in self.cluster.peers:
             await answering(peer)
@@ -172,6 +182,17 @@ async def answering(peer: Peer) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"{peer.name} does not answer; its log ends:\n{peer.process.log_tail(40)}")
         await asyncio.sleep(0.05)
+
+
+def _move(peer: Peer) -> None:
+    """Gives the daemon other ports for what it serves to peers.
+
+    It takes them without SO_REUSEADDR, so for a minute after it died while it gave it could not have its own again.
+    """
+    upload, tcp, quic = free_ports(3)
+    config: Any = peer._config
+    config["upload"]["server"]["port"] = upload
+    config["storage"]["server"].update(tcpPort=tcp, quicPort=quic)
 
 
 @asynccontextmanager
