@@ -17,9 +17,12 @@ from dfagent.local.dragonfly import DragonflyCluster
 from dfagent.local.object_store import S3Server
 from tests.load.fleet import Fleet
 from tests.load.plan import Load
+from tests.secrecy.child import watch
+from tests.secrecy.evidence import end, the_evidence
 
 
 def main() -> int:
+    watch()
     usual = Load()
     parser = argparse.ArgumentParser(description="Many agents, one dfdaemon, a store that throttles.")
     parser.add_argument("--agents", type=int, default=usual.agents)
@@ -35,12 +38,15 @@ def main() -> int:
         folder = Path(name)
         with S3Server(folder / "s3") as server, DragonflyCluster(folder / "dragonfly", peers=1) as cluster:
             report = asyncio.run(Fleet(load, folder, server, cluster.peers[0]).carry())
+    secrets = the_evidence().search()
+    end()
     print(report.text())
     if arguments.json:
         arguments.json.write_text(json.dumps(report.document(), indent=1))
-    for what in report.broken():
+    broken = [*report.broken(), *map(str, secrets)]
+    for what in broken:
         print(f"BROKEN: {what}")
-    return 1 if report.broken() else 0
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
+import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfagent.local.dragonfly import Peer
 from dfagent.local.object_store import REGION, S3Server
 from tests.load.plan import Load, data_of
 from tests.load.report import Report
-from tests.servers.program import clean_environment
+from tests.servers import program
 from tests.servers.streams import CallCounter
 from tests.servers.throttle import ThrottlingGate
 
-START = "from dfagent.cli import main; main()"
 CONFIG = b'name: "net"\nbackend: "python"\nmodel_repository_agents { agents [ { name: "dragonfly" } ] }\n'
 
 
@@ -34,6 +32,7 @@ class Fleet:
     server: S3Server
     peer: Peer
     bucket: str = "load"
+    _records: dict[int, str] = field(default_factory=dict)
 
     async def carry(self) -> Report:
         """Puts the objects, lets the agents run, and looks at every file."""
@@ -80,19 +79,18 @@ class Fleet:
         return self.folder / f"agent-{agent}" / "models"
 
     async def _agent(self, agent: int, arguments: list[str], report: Report, started: float) -> None:
-        command = [sys.executable, "-c", START, "prefetch", *arguments, "--to", str(self._models(agent)), "--json"]
-        with _files(self.folder / f"agent-{agent}.out") as (out, err):
-            process = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=err, env=clean_environment())
-            report.alive += 1
-            try:
-                code = await asyncio.wait_for(_wait(process, report), self.load.longest)
-            except asyncio.TimeoutError:
-                process.kill()
-                code = await process.wait()
+        running = await program.start("prefetch", *arguments, "--to", str(self._models(agent)), "--json")
+        report.alive += 1
+        try:
+            code = await asyncio.wait_for(_wait(running.process, report), self.load.longest)
+        except asyncio.TimeoutError:
+            await running.kill()
+            code = -signal.SIGKILL
         if code:
-            report.failed[agent] = f"{code}: {(self.folder / f'agent-{agent}.err').read_text()[-1000:]}"
-        else:
-            report.seconds[agent] = time.monotonic() - started
+            report.failed[agent] = f"{code}: {running.err[-1000:]}"
+            return
+        report.seconds[agent] = time.monotonic() - started
+        self._records[agent] = running.out
 
     def _look(self, report: Report) -> None:
         """Every file of every agent, and every agent's records."""
@@ -102,7 +100,7 @@ class Fleet:
                 file = version / f"{number:04}"
                 if not file.exists() or file.read_bytes() != data_of(agent, number):
                     report.wrong.append(str(file))
-            for line in (self.folder / f"agent-{agent}.out").read_text().splitlines():
+            for line in self._records[agent].splitlines():
                 record = json.loads(line)
                 if record["kind"] == "object":
                     report.objects += 1
@@ -136,9 +134,3 @@ def _memory_mib(pid: int) -> float:
         if kib := re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()):
             return int(kib[1]) / 1024
     return 0.0
-
-
-@contextmanager
-def _files(out: Path) -> Iterator[tuple[int, int]]:
-    with out.open("wb") as first, out.with_suffix(".err").open("wb") as second:
-        yield first.fileno(), second.fileno()

@@ -75,4 +75,6 @@ class Report:
         return "\n".join(f"{name:26} {value}" for name, value in rows.items())
 
     def document(self) -> dict[str, Any]:
-        return {**asdict(self), "total": self.load.total, "broken": self.broken()}
+        counted = {"transports": dict(self.transports), "askers": dict(self.askers), "detours": dict(self.detours)}
+        figures = {name: value for name, value in vars(self).items() if name not in counted}
+        return {**figures, **counted, "load": asdict(self.load), "total": self.load.total, "broken": self.broken()}

@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -23,7 +22,7 @@ from dfagent.agent import PassResult
 from dfagent.cli.progress import Silent
 from dfagent.local.dragonfly import DragonflyCluster, Peer
 from dfagent.local.object_store import S3Server
-from dfagent.local.process import clean_environment, free_ports
+from dfagent.local.process import free_ports
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 START = """
+from tests.secrecy.child import watch
+watch()
 from functools import partial
 import dfagent.wiring as wiring
 from dfagent.transports.retrying import RetryPolicy
@@ -72,11 +73,6 @@ class World:
     client: S3Client
     bucket: str
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """For agents that are processes: this copy of the code, and nothing of the developer's cloud tools."""
-        return {**clean_environment(), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-
     def peer(self, name: str) -> Peer:
         return next(peer for peer in self.cluster.peers if peer.name == name)
 
@@ -103,16 +99,16 @@ class World:
         async with open_session(self.settings(peer), options, Silent()) as session:
             return await session.run()
 
-    def command(self, prefix: str, peer: Peer, target: Path, transport: str) -> list[str]:
-        """The same run as a process of its own; the far peer's in its network namespace."""
+    def arguments(self, prefix: str, peer: Peer, target: Path, transport: str) -> list[str]:
+        """The program's, for the same run as a process of its own."""
         files = self.folder / "settings" / peer.name
         if not files.exists():
             self._write_settings(files, peer)
-        program = [sys.executable, "-c", START, "prefetch", self.url(prefix, peer), "--to", str(target), "--json"]
+        run = ["prefetch", self.url(prefix, peer), "--to", str(target), "--json"]
         options = ["--transport", transport, "--config", str(files / "dragonfly_config.json")]
         options += ["--credentials", str(files / "cloud_credential.json")]
         options += ["--connect-timeout", str(CONNECT), "--stall-timeout", str(STALL)]
-        return [*(self.link.inside() if peer.name == FAR else ()), *program, *options]
+        return [*run, *options]
 
     def _write_settings(self, files: Path, peer: Peer) -> None:
         settings = self.settings(peer)
