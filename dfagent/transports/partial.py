@@ -24,7 +24,6 @@ RANGE_SIZE = 32 << 20
 # Claimed blocks are read again in steps of this size, so that a cancellation needn't wait for all of them.
 _CHECK_STEP = 32 << 20
 _LINE = re.compile(r"(\d{1,9}) ([0-9a-f]{1,16}|-)")
-_KINDS = ("direct", "proxy")
 
 
 class PartialFile:
@@ -274,13 +273,6 @@ async def opened(partial: PartialFile) -> AsyncIterator[None]:
         raise
     finally:
         partial.close()
-
-
-def remove_partials(folder: Path, task_id: str) -> None:
-    """Removes what direct and proxy left of an object in the folder, when another way brings it; blocks."""
-    for kind in _KINDS:
-        for path in _places(folder, task_id, kind):
-            path.unlink(missing_ok=True)
 
 
 def _places(folder: Path, task_id: str, kind: str) -> tuple[Path, Path]:
