@@ -166,7 +166,8 @@ class ModelJob:
         return data
 
     async def _read_directly(self, file: ModelFile) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="dfagent-") as scratch:
+        folder = self.tools.folder
+        with folder.scratch() if folder else tempfile.TemporaryDirectory(prefix="dfagent-") as scratch:
             path = await self._fetch(file, Path(scratch), self.tools.config_fetcher)
             return await asyncio.to_thread(path.read_bytes)
 

@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 from dfagent.local.object_store import S3Server
 from dfagent.repository.config_pbtxt import without_dragonfly
-from tests.secrecy.evidence import the_evidence
+from tests.secrecy.evidence import end, the_evidence
 from tests.servers.fault_peer import FaultPeer
 from tests.servers.gate import Gate
 from tests.servers.program import SettingsFiles, clean_environment
@@ -256,8 +256,11 @@ class Place:
 
     def left_over(self) -> list[str]:
         """What a whole run may not leave."""
-        folders = [self.base / "tmp", *(self.state / kind for kind in ("tmp", "staging", "partials"))]
-        return [str(path.relative_to(self.base)) for folder in folders for path in folder.rglob("*") if path.is_file()]
+        downloads = [
+            path for kind in ("staging", "partials") for path in (self.state / kind).rglob("*") if path.is_file()
+        ]
+        left = [*(self.base / "tmp").iterdir(), *(self.state / "tmp").iterdir(), *downloads]
+        return [str(path.relative_to(self.base)) for path in left]
 
     def asked_for(self) -> list[str]:
         """The files that were asked of the store since the last look, by their GETs."""
@@ -424,6 +427,7 @@ async def main(arguments: argparse.Namespace) -> int:
     print(f"{len(outcomes)} schedules, {sum(hits.values())} struck, {len(wrong)} wrong, {len(found)} secrets found")
     for finding in found:
         print(finding)
+    end()
     if arguments.json:
         Path(arguments.json).write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
     return int(bool(wrong or found))
