@@ -254,6 +254,12 @@ class Place:
         published = Path(os.readlink(self.target / MODEL)).name if (self.target / MODEL).is_symlink() else ""
         return {path.name for path in self.state.glob(f"generations/{MODEL}/*")}, manifests, published
 
+    def without_manifest(self) -> list[str]:
+        """Generations of what the store has that nobody would take for whole: the manifest has to come first."""
+        generations, manifests, _ = self.generations()
+        folder = self.state / "generations" / MODEL
+        return [name for name in generations - manifests if files_of(folder / name) == self.may_be_seen()]
+
     def left_over(self) -> list[str]:
         """What a whole run may not leave."""
         downloads = [
@@ -347,6 +353,7 @@ class Act:
         self._expect(set(seen) <= {MODEL}, f"{sorted(seen)} in the model repository")
         self._expect(not old or MODEL in seen, "the model is gone")
         self._expect(all(files in allowed for files in seen.values()), f"not a version: {_told(seen)}")
+        self._expect(not place.without_manifest(), f"generation {place.without_manifest()} has no manifest")
         if self.triton:
             served = self.triton.serves.get(MODEL)
             self._expect(served is None or served in allowed, "Triton was given half a model")
