@@ -146,6 +146,8 @@ class ProxyTransport:
             headers = request_headers(self._options, request, signed, legacy=legacy)
             if offset and not legacy:
                 headers.update(range_header(offset, request.entry.size - offset))
+                # A range makes dfdaemon call the whole task finished, to us and to other peers: let it become true.
+                headers.setdefault("X-Dragonfly-Prefetch", "true")
             async with self._http.get(request.label, signed.url, headers, proxy=self._proxy) as response:
                 answered_by = is_legacy(response.headers)
                 if self._finds_out and answered_by is not None and answered_by is not legacy:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.servers.fault_answers import CHANGES, WRITERS, Exchange, send_with_fault, with_flipped_bit
-from tests.servers.fault_cache import BackendError, CachedTask, PeerCache, origin_request_headers
+from tests.servers.fault_cache import BackendError, CachedTask, PeerCache, ShortPieceError, origin_request_headers
 from tests.servers.fault_dfdaemon import FaultDfdaemon
 from tests.servers.fault_plan import Fault, FaultPlan
 from tests.servers.fault_wire import Answer, Listener, Request, read_request
@@ -54,6 +54,7 @@ class FaultPeer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.cache.client.close()
         await self._listener.close()
         await self.dfdaemon.close()
 
@@ -131,12 +132,14 @@ class FaultPeer:
             task = await self._fetched(task_id, request)
         except BackendError as exc:
             return _error("backend", exc.status or 500, exc.headers)
+        except ShortPieceError:
+            return _error("dfdaemon", 500)
         if corrupting and self.cache.corrupt(task, corrupting.amount):
             fire()
         headers = {**task.headers, _TASK_ID: task_id, "X-Dragonfly-Server-Ip": "127.0.0.1"}
         if was_here:
             headers["X-Dragonfly-Task-Download-Finished"] = "true"
-        data, span = task.path.read_bytes(), request.range
+        data, span = task.path.read_bytes()[: task.size], request.range
         if span is None:
             return Answer(200, headers, data)
         first, last = span[0], min(span[1], len(data) - 1)
