@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dfagent.errors import Changed, Truncated
+from dfagent.errors import Changed, DamagedTask, Truncated
 from dfagent.types import FetchRequest
 
 if TYPE_CHECKING:
     import aiohttp
 
+_OVERWRITTEN = "it was overwritten after the listing; run again"
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
@@ -66,15 +68,21 @@ def _check_head(request: FetchRequest, response: aiohttp.ClientResponse, length:
     pinned = request.entry.pin_headers.get("If-Match", "")
     if said and pinned and _opaque(said) != _opaque(pinned):
         # Whoever answered doesn't know If-Match.
-        raise Changed(
-            f"{request.label}: the answer is another version of the object",
-            hint="it was overwritten after the listing; run again",
-        )
+        raise Changed(f"{request.label}: the answer is another version of the object", hint=_OVERWRITTEN)
     if response.content_length is not None and response.content_length != length:
         than = "longer" if response.content_length > length else "shorter"
         raise Truncated(
             f"{request.label}: the answer is {than} than the {length} bytes asked for: {response.content_length}"
         )
+
+
+@contextmanager
+def of_a_task() -> Iterator[None]:
+    """What a peer answers of another version or size is what it has in its cache: that won't change by itself."""
+    try:
+        yield
+    except (Changed, Truncated) as exc:
+        raise DamagedTask(f"{exc.message}; the peer's cached task is damaged", hint=exc.hint) from exc
 
 
 def _opaque(etag: str) -> str:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from dfagent.checksums import Hasher
-from dfagent.errors import Changed, NoSpace, NotFound, RepositoryError, UnsafePath
+from dfagent.errors import Changed, DamagedTask, NoSpace, NotFound, RepositoryError, UnsafePath
 from dfagent.tasks import finished_in_thread
 from dfagent.transports.blocks import JOURNAL_ALGORITHMS, combined, crc_function
 from dfagent.types import Checksum
@@ -264,7 +264,7 @@ async def opened(partial: PartialFile) -> AsyncIterator[None]:
         while await finished_in_thread(partial.check):
             pass
         yield
-    except (Changed, NotFound):
+    except (Changed, DamagedTask, NotFound):
         await finished_in_thread(partial.remove)
         raise
     except BaseException:
