@@ -44,6 +44,12 @@ def range_header(offset: int, length: int) -> dict[str, str]:
 
 def check_part(request: FetchRequest, response: aiohttp.ClientResponse, offset: int, length: int) -> None:
     """Refuses a part of the object that is not exactly the one asked for, or of another version."""
+    check_range(request, response, offset, length)
+    check_head(request, response, length)
+
+
+def check_range(request: FetchRequest, response: aiohttp.ClientResponse, offset: int, length: int) -> None:
+    """Refuses another part than the one asked for."""
     said = response.headers.get("Content-Range", "")
     found = _CONTENT_RANGE.fullmatch(said)
     expected = (offset, offset + length - 1, request.entry.size)
@@ -53,17 +59,17 @@ def check_part(request: FetchRequest, response: aiohttp.ClientResponse, offset: 
             f"the answer has Content-Range {said[:60]!r}",
             hint="does the store support ranges?",
         )
-    _check_head(request, response, length)
 
 
 def check_whole(request: FetchRequest, response: aiohttp.ClientResponse) -> None:
     """Refuses an answer that can't be the whole object, or is of another version."""
     if response.status != 200 or "Content-Range" in response.headers:
         raise Truncated(f"{request.label}: asked for all, the answer is a part of a range ({response.status})")
-    _check_head(request, response, request.entry.size)
+    check_head(request, response, request.entry.size)
 
 
-def _check_head(request: FetchRequest, response: aiohttp.ClientResponse, length: int) -> None:
+def check_head(request: FetchRequest, response: aiohttp.ClientResponse, length: int) -> None:
+    """Refuses another version, and a body that will not have that length."""
     said = response.headers.get("ETag", "")
     pinned = request.entry.pin_headers.get("If-Match", "")
     if said and pinned and _opaque(said) != _opaque(pinned):

@@ -13,7 +13,15 @@ import aiohttp
 from dfagent.checksums import hasher
 from dfagent.errors import DfagentError, Overloaded, PeerUnavailable, Truncated
 from dfagent.tasks import finished_in_thread
-from dfagent.transports.answers import Progress, StartAgain, check_part, check_whole, of_a_task, range_header
+from dfagent.transports.answers import (
+    Progress,
+    StartAgain,
+    check_head,
+    check_range,
+    check_whole,
+    of_a_task,
+    range_header,
+)
 from dfagent.transports.blocks import from_blocks, journal_algorithm
 from dfagent.transports.http import HttpClient, error_of, save_body
 from dfagent.transports.options import RequestOptions, Timeouts
@@ -123,9 +131,11 @@ class ProxyTransport:
         async with self._answer(request, signed, offset) as response:
             # Older dfdaemons say 200 to a range, and only Content-Range tells that it is one.
             ranged = bool(offset) and (response.status == 206 or "Content-Range" in response.headers)
+            if ranged:
+                check_range(request, response, offset, partial.size - offset)
             with of_a_task():
                 if ranged:
-                    check_part(request, response, offset, partial.size - offset)
+                    check_head(request, response, partial.size - offset)
                 else:
                     check_whole(request, response)
             if not ranged and offset:
