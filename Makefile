@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help venv parts dragonfly check test demo lock clean
+.PHONY: help venv parts dragonfly check test fuzz soak demo lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -51,6 +51,13 @@ test: parts ## every test, on real servers
 	tail --pid=$$install -n +1 -f $$log
 	if ! wait $$install; then echo "Dragonfly could not be installed, so its tests did not run"; exit 1; fi
 	$(BIN)/python -m pytest -m dragonfly
+
+fuzz: venv ## fuzz what parses bytes from outside, SECONDS=180 each
+	@$(BIN)/python -m tests.fuzz.run --seconds $(or $(SECONDS),180)
+
+soak: venv ## ten thousand seeded faults against every transport (ten minutes); what it counted is in build/soak.json
+	@mkdir -p build
+	$(BIN)/python -m tests.soak --schedules 10000 --at-least 50 --jobs 2 --json build/soak.json
 
 demo: venv ## bucket → Dragonfly → Triton with a real model, in four download modes
 	@$(BIN)/dfagent demo

@@ -119,7 +119,10 @@ class Checksum:
         """The checksum that `str` wrote; raises ValueError for anything else."""
         name, _, value = text.partition(":")
         algorithm, _, part_size = name.partition("/")
-        return cls(algorithm, bytes.fromhex(value), int(part_size or 0))
+        checksum = cls(algorithm, bytes.fromhex(value), int(part_size or 0))
+        if str(checksum) != text or not (algorithm and checksum.value) or checksum.part_size < 0:
+            raise ValueError(f"no checksum: {text[:80]!r}")
+        return checksum
 
 
 async def _none_known() -> Checksum | None:

@@ -16,13 +16,16 @@ MAX_CONFIG_BYTES = 128 << 10
 # A parser that recurses meets hostile text here: real configurations nest six deep.
 _DEEPEST = 64
 _LONGEST_COMPLAINT = 200
+# A string without its end is one token too: the parser refuses it, and looking for an end from each of its escaped
+# quotes would take minutes.
 _TOKEN = re.compile(
     r"""(?P<skip> \s+ | \#[^\n]* )
-      | (?P<string> "(?:[^"\\\n]|\\.)*" | '(?:[^'\\\n]|\\.)*' )
+      | (?P<string> "(?:[^"\\\n]|\\.)*"? | '(?:[^'\\\n]|\\.)*'? )
       | (?P<word> [-+.\w]+ )
       | (?P<mark> . )""",
     re.VERBOSE | re.DOTALL,
 )
+_NOT_UTF_8 = re.compile(r"[\ud800-\udfff]")
 _CLOSING = {"{": "}", "<": ">", "[": "]"}
 
 
@@ -102,6 +105,9 @@ def _parse(text: str, where: str) -> Any:
     for token in _tokens(text):
         if token.depth > _DEEPEST:
             raise InvalidModelConfig(f"{where}:{_position(text, token.start)}: nests deeper than {_DEEPEST} levels")
+        # Protobuf's parser dies of it where it looks for a name.
+        if token.kind != "string" and _NOT_UTF_8.search(token.text):
+            raise InvalidModelConfig(f"{where}:{_position(text, token.start)}: is not UTF-8 text")
     try:
         return text_format.Parse(text, model_config_pb2.ModelConfig(), allow_unknown_field=True)
     except text_format.ParseError as exc:

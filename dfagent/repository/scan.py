@@ -202,8 +202,7 @@ def _check_no_twins(model: str, objects: _Objects, folds: Callable[[str], str]) 
     """Refuses two keys of which one would overwrite the other, or whose folders would become one."""
     known: dict[str, tuple[str, str]] = {}
     for path, entry in objects:
-        below = path.removesuffix("/")
-        for name in (*_parents(below), below):
+        for name in (*_parents(path), path):
             folded = "/".join(map(folds, name.split("/")))
             other, key = known.setdefault(folded, (name, entry.ref.key))
             if other != name:

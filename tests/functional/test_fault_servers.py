@@ -161,12 +161,13 @@ async def should_note_no_change_that_an_answer_can_not_have(origin: FaultOrigin)
 
 async def should_break_connections_as_the_name_says(origin: FaultOrigin) -> None:
     seen = {}
-    for kind in ("reset", "early-close", "early-close-without-length", "silence", "stall", "garbage"):
+    for kind in ("reset", "early-close", "broken-off", "early-close-without-length", "silence", "stall", "garbage"):
         origin.plan.add(Fault(kind, "get", amount=300))
         seen[kind] = await get(origin)
-    assert len(origin.plan.log) == 6
+    assert len(origin.plan.log) == 7
     assert seen["reset"].end == "rst"
     assert (seen["early-close"].headers["content-length"], seen["early-close"].body) == ("1024", BODY[:300])
+    assert (seen["broken-off"].body, seen["broken-off"].end) == (BODY[:300], "fin")
     bare = seen["early-close-without-length"]
     assert "content-length" not in bare.headers and (bare.body, bare.end) == (BODY[:300], "fin")
     assert (seen["silence"].status, seen["silence"].end) == (0, "silence")
@@ -202,7 +203,8 @@ async def should_refuse_connections_for_a_while(origin: FaultOrigin) -> None:
 
 
 async def should_have_a_test_for_every_way_of_writing() -> None:
-    tested = "reset refused slow-start silence stall trickle early-close early-close-without-length endless garbage"
+    tested = "reset refused broken-off slow-start silence stall trickle"
+    tested += " early-close early-close-without-length endless garbage"
     assert set(WRITERS) == set(tested.split())
 
 
@@ -357,8 +359,11 @@ async def should_misbehave_as_a_proxy_can(peer: FaultPeer, origin: FaultOrigin) 
     assert forged.body != BODY and forged.headers["etag"] == f'"{hashlib.md5(forged.body).hexdigest()}"'
     assert not any(name.startswith("x-dragonfly") for name in seen["html-page"].headers)
     assert seen["reset"].end == "rst"
-    peer.plan.add(Fault("range-ignored", "proxy"))
-    assert (await by_proxy(peer, origin, Range="bytes=0-9")).status == 200
+    for kind in ("range-ignored", "range-as-200"):
+        peer.plan.add(Fault(kind, "proxy"))
+        answer = await by_proxy(peer, origin, Range="bytes=0-9")
+        assert (answer.status, answer.body) == (200, BODY if kind == "range-ignored" else BODY[:10])
+        assert ("content-range" in answer.headers) == (kind == "range-as-200")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dfagent.checksums import hasher
-from dfagent.errors import Changed, DfagentError, NotFound, OriginStatus, SignedUrlExpired, Truncated
+from dfagent.errors import Changed, DamagedTask, DfagentError, NotFound, OriginStatus, SignedUrlExpired, Truncated
 from dfagent.transports.base import Transport
 from dfagent.transports.direct import DirectTransport
 from dfagent.transports.options import RequestOptions, Timeouts
@@ -184,6 +184,7 @@ async def should_pin_and_name_the_task_in_every_request(way: Way, kind: str) -> 
             )
             assert asked.headers["x-dragonfly-use-p2p"] == "true"
             assert asked.headers["x-dragonfly-tag"] == "models"
+            assert asked.headers["x-dragonfly-prefetch"] == "true"
             assert asked.headers["x-dragonfly-filtered-query-params"] == "X-Amz-Signature"
 
 
@@ -287,6 +288,23 @@ async def should_start_again_in_the_same_attempt_where_a_range_is_answered_with_
 
 
 @BOTH
+async def should_trust_nothing_of_before_after_it_started_again(way: Way) -> None:
+    """Also where the new beginning is cut off at once."""
+    way.left(0, 1, 7)
+    whole = good_store(DATA)
+
+    def cut_off(asked: Asked) -> Reply:
+        reply = whole(Asked(asked.target, {**asked.headers, "range": ""}))
+        return reply if asked.range and way.kind == "direct" else way.cut(reply, BLOCK + 1, BLOCK + 1)
+
+    way.server.answer = cut_off
+    assert type(await way.failure()) is Truncated
+    way.server.asked.clear()
+    await way.heals()
+    assert min(part[0] for part in way.ranges if part) == BLOCK
+
+
+@BOTH
 async def should_start_again_once_where_a_range_can_not_be_had(way: Way) -> None:
     way.left(0, 1)
     way.server.answer = bent(good_store(DATA), lambda asked, _reply: Reply(416) if asked.range else None)
@@ -339,7 +357,7 @@ async def should_not_mix_two_versions_of_a_server_that_knows_no_pin(way: Way) ->
             "ETag": '"another"',
         },
     )
-    assert type(await way.failure()) is Changed
+    assert isinstance(await way.failure(), (Changed, DamagedTask))
     assert list(way.folder.iterdir()) == []
 
 
@@ -367,7 +385,7 @@ async def should_take_a_whole_answer_to_a_whole_request_only(way: Way) -> None:
     for status in (206, 200):
         reply = Reply(status, SMALL, {"Content-Range": f"bytes 0-{len(SMALL) - 1}/{len(SMALL)}"})
         way.server.answer = answering(reply)
-        assert type(await way.failure(SMALL)) is Truncated
+        assert isinstance(await way.failure(SMALL), Truncated)
 
 
 @BOTH
@@ -392,9 +410,29 @@ async def should_go_on_with_nothing_of_an_answer_that_was_not_the_object(way: Wa
     """Too long or too short: its first blocks are as wrong as its last."""
     way.server.answer = lambda _asked: replace(reply, headers={})
     error = await way.failure(SMALL)
-    assert type(error) is Truncated
+    assert isinstance(error, Truncated)
     assert list(way.folder.iterdir()) == []
     await way.heals(SMALL)
+
+
+@BOTH
+async def should_take_back_what_it_wrote_of_an_answer_that_turns_out_too_long(way: Way) -> None:
+    """It is an endless page, say, whose beginning has been written when that is seen."""
+    page = replace(way.cut(Reply(body=bytes(2 * BLOCK), chunked=True), 2 * BLOCK + 8, 2 * BLOCK), rest=b"7d0\r\n")
+    page.rest += bytes(2 * BLOCK)
+    way.server.answer = answering(page)
+    assert type(await way.failure(SMALL)) is Truncated
+    assert list(way.folder.iterdir()) == []
+
+
+@BOTH
+async def should_write_nothing_of_an_answer_whose_head_is_wrong_already(way: Way) -> None:
+    """A connection that then breaks would leave blocks that look good."""
+    for length in (len(SMALL) + 1, 2 * BLOCK + 500):
+        way.server.answer = answering(Reply(body=bytes(len(SMALL)), length=length, cut=2 * BLOCK + 9))
+        error = await way.failure(SMALL)
+        assert isinstance(error, Truncated) and "than the 3005 bytes asked for" in error.message
+        assert list(way.folder.iterdir()) == []
 
 
 def cut_answer(way: Way, chunked: bool) -> Answer:

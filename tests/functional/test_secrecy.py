@@ -73,6 +73,16 @@ import boto3
 client = boto3.Session(aws_access_key_id="AK", aws_secret_access_key="S" * 20, region_name="r").client("s3")
 print(client.generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "k"}).rpartition("=")[2])
 """)''',
+    "a file with a child's signature": '''python("""
+import sys
+from pathlib import Path
+from tests.secrecy.child import watch
+watch()
+import boto3
+client = boto3.Session(aws_access_key_id="AK", aws_secret_access_key="S" * 20, region_name="r").client("s3")
+url = client.generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "child"})
+Path(sys.argv[1]).write_text(url.rpartition("=")[2])
+""", str(tmp_path / "page.html"))''',
     "a child's unknown signature": 'python(\'print("Signature=" + "ab" * 10)\')',
 }
 
@@ -186,9 +196,11 @@ async def echo() -> AsyncIterator[str]:
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    server.close()
-    await server.wait_closed()
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await server.wait_closed()
 
 
 async def should_not_repeat_what_a_proxy_says_of_our_request(store: Store, unused_address: tuple[str, int]) -> None:

@@ -62,6 +62,7 @@ class Evidence:
         self.temporary = self.folder / "tmp"
         self._processes = self.folder / "processes"
         self._number = 0
+        self._read = 0
         for place in (self.temporary, self._processes):
             place.mkdir(exist_ok=True)
         self._said = (self.folder / "said.jsonl").open("a")
@@ -85,13 +86,19 @@ class Evidence:
         os.write(self._registered, json.dumps({"what": what, "value": value}).encode() + b"\n")
 
     def _read_registered(self) -> None:
-        for line in (self.folder / "registered.jsonl").read_text().splitlines():
-            with suppress(ValueError):  # the last line of a killed process
-                entry = json.loads(line)
-                if entry["what"]:
-                    self.register.secret(entry["what"], entry["value"])
-                else:
-                    self.register.signature(entry["value"])
+        """What children registered since the last look."""
+        with (self.folder / "registered.jsonl").open() as lines:
+            lines.seek(self._read)
+            for line in lines.readlines():
+                if not line.endswith("\n"):
+                    break
+                self._read += len(line)  # ASCII, as json writes it
+                with suppress(ValueError):  # two processes' lines in one, or the end of a killed one's
+                    entry = json.loads(line)
+                    if entry["what"]:
+                        self.register.secret(entry["what"], entry["value"])
+                    else:
+                        self.register.signature(entry["value"])
 
     # Where it is looked for
 
@@ -110,6 +117,7 @@ class Evidence:
 
     def look_at_files(self, folder: Path) -> None:
         """Searches the files below the folder now, because they will not be there at the session's end."""
+        self._read_registered()
         for path in sorted(_files(folder)):
             name = path.relative_to(folder)
             place = f"file {name}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,10 @@ class BackendError(Exception):
         super().__init__(f"backend error: {status}")
         self.status = status
         self.headers = headers or {}
+
+
+class ShortPieceError(Exception):
+    """The origin gave fewer bytes than the piece must have."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Stamp:
 class CachedTask:
     """One task: `headers` are the origin's, `pieces` the numbers of those that are here.
 
-    `data` is what the peer itself wrote into its file.
+    `data` is what the peer itself wrote into its file. After a failure the origin is asked for the size again, but as
+    with dfdaemon the file stays as long as it was made.
     """
 
     id: str
@@ -55,6 +60,7 @@ class CachedTask:
     pieces: set[int] = field(default_factory=set)
     data: bytearray = field(default_factory=bytearray)
     stamp: Stamp | None = None
+    failed: bool = False
 
     @property
     def piece_count(self) -> int:
@@ -62,7 +68,7 @@ class CachedTask:
 
     @property
     def is_finished(self) -> bool:
-        return len(self.pieces) == self.piece_count
+        return len(self.pieces) == self.piece_count and not self.failed
 
     def piece(self, number: int) -> tuple[int, int]:
         """Offset and length of a piece."""
@@ -84,6 +90,7 @@ class PeerCache:
         self.tasks: dict[str, CachedTask] = {}
         self.deleted: list[str] = []
         self._locks: dict[str, asyncio.Lock] = {}
+        self.client = OriginClient()
 
     def lock(self, task_id: str) -> asyncio.Lock:
         """One download of a task at a time; a second one then finds it here."""
@@ -96,7 +103,7 @@ class PeerCache:
     async def begin(self, task_id: str, url: str, headers: dict[str, str]) -> CachedTask:
         """The task, known before or made now from what the origin says of its size."""
         known = self.tasks.get(task_id)
-        if known is not None:
+        if known is not None and not known.failed:
             return known
         answer = await self._ask(url, {**headers, "Range": "bytes=0-0"}, most=1)
         if answer.status == 416:
@@ -110,7 +117,11 @@ class PeerCache:
             raise BackendError(None)
         kept = {name: value for name, value in answer.headers.items() if name not in _NOT_OF_THE_WHOLE}
         task = CachedTask(task_id, self.folder / task_id, int(told), kept, self.piece_length)
-        self._replace(task, bytes(task.size))
+        if known is not None:
+            task.data, task.stamp = known.data, known.stamp
+            task.pieces = {number for number in known.pieces if known.piece(number) == task.piece(number)}
+        else:
+            self._replace(task, bytes(task.size))
         self.tasks[task_id] = task
         return task
 
@@ -121,16 +132,20 @@ class PeerCache:
                 continue
             start, length = task.piece(number)
             wanted = {**headers, "Range": f"bytes={start}-{start + length - 1}"}
+            task.failed = True
             answer = await self._ask(url, wanted, most=length)
-            if not 200 <= answer.status < 300 or len(answer.body) != length:
+            if not 200 <= answer.status < 300:
                 raise BackendError(answer.status, answer.headers)
+            if len(answer.body) != length:
+                raise ShortPieceError(f"expected {length} bytes, got {len(answer.body)}")
+            task.failed = False
             self.write(task, start, answer.body)
             task.pieces.add(number)
             yield number
 
     async def _ask(self, url: str, headers: dict[str, str], most: int) -> OriginAnswer:
         try:
-            return await asyncio.wait_for(ask_origin(url, headers, most), self._origin_timeout)
+            return await asyncio.wait_for(self.client.get(url, headers, most), self._origin_timeout)
         except asyncio.TimeoutError as exc:
             raise BackendError(None) from exc
 
@@ -209,32 +224,63 @@ class OriginAnswer:
     body: bytes
 
 
-async def ask_origin(url: str, headers: dict[str, str], most: int) -> OriginAnswer:
-    """A GET that reads at most so many bytes of the body; redirects are not followed. `BackendError` without one."""
-    parts = urlsplit(url)
-    target = parts.path + (f"?{parts.query}" if parts.query else "")
-    fields = {"Host": parts.netloc, **headers, "Connection": "close"}
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    try:
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    except OSError as exc:
-        raise BackendError(None) from exc
-    try:
-        writer.write(f"GET {target} HTTP/1.1\r\n{head}\r\n".encode("latin-1"))
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        pairs = (line.partition(":") for line in lines[1:] if line)
-        got = {name.strip().lower(): value.strip() for name, _, value in pairs}
-        status = lines[0].split(" ")[1]
-        if not status.isdecimal():
-            raise BackendError(None)
-        most = min(most, int(got.get("content-length") or most))
-        return OriginAnswer(int(status), got, await _at_most(reader, most))
-    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
-        raise BackendError(None) from exc
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+class OriginClient:
+    """GETs to an origin over connections that are kept for the next one, as dfdaemon keeps them."""
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[str, asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def get(self, url: str, headers: dict[str, str], most: int) -> OriginAnswer:
+        """Reads at most so many bytes of the body; redirects are not followed. `BackendError` where no answer comes."""
+        parts = urlsplit(url)
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        fields = {"Host": parts.netloc, **headers}
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        request = f"GET {target} HTTP/1.1\r\n{head}\r\n".encode("latin-1")
+        for reader, writer in self._kept(parts.netloc):
+            with suppress(OSError, asyncio.IncompleteReadError):
+                return await self._exchange(parts.netloc, reader, writer, request, most)
+        try:
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            return await self._exchange(parts.netloc, reader, writer, request, most)
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
+            raise BackendError(None) from exc
+
+    def _kept(self, place: str) -> Iterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """One connection at most: a second one that died would be no accident."""
+        for kept in self._idle:
+            if kept[0] == place:
+                self._idle.remove(kept)
+                if not kept[1].at_eof() and not kept[2].is_closing():
+                    yield kept[1], kept[2]
+                return
+
+    async def _exchange(
+        self, place: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, most: int
+    ) -> OriginAnswer:
+        keep = False
+        try:
+            writer.write(request)
+            lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            pairs = (line.partition(":") for line in lines[1:] if line)
+            got = {name.strip().lower(): value.strip() for name, _, value in pairs}
+            status, length = lines[0].split(" ")[1], got.get("content-length", "")
+            if not status.isdecimal():
+                raise BackendError(None)
+            body = await _at_most(reader, min(most, int(length or most)))
+            keep = length == str(len(body)) and got.get("connection") != "close"
+            return OriginAnswer(int(status), got, body)
+        finally:
+            if keep:
+                self._idle.append((place, reader, writer))
+            else:
+                writer.close()
+
+    def close(self) -> None:
+        """Closes the kept connections."""
+        for _, _, writer in self._idle:
+            writer.close()
+        self._idle.clear()
 
 
 async def _at_most(reader: asyncio.StreamReader, count: int) -> bytes:

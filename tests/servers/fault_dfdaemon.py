@@ -23,7 +23,7 @@ import grpc
 from dragonfly_api import common_pb2, dfdaemon_pb2, dfdaemon_pb2_grpc
 from google.protobuf import empty_pb2
 
-from tests.servers.fault_cache import BackendError, CachedTask, PeerCache, origin_request_headers
+from tests.servers.fault_cache import BackendError, CachedTask, PeerCache, ShortPieceError, origin_request_headers
 from tests.servers.fault_plan import Fault, FaultPlan
 from tests.servers.fault_wire import LONGEST_WAIT
 
@@ -145,6 +145,8 @@ class FaultDfdaemon(dfdaemon_pb2_grpc.DfdaemonDownloadServicer):
                 yield message
         except BackendError as exc:
             await run.abort(exc)
+        except ShortPieceError as exc:
+            await context.abort(grpc.StatusCode.INTERNAL, str(exc))
         if fault.kind == "late-file" and download.output_path:
             fire()
             self._late.add(asyncio.ensure_future(_appear_later(Path(download.output_path))))
@@ -249,13 +251,15 @@ class _Download:
         """Copies what could not be linked; the link follows a cached file that was replaced meanwhile."""
         if not linked:
             shutil.copyfile(task.path, output)
-        elif not output.samefile(task.path):
+        elif output.exists() and not output.samefile(task.path):
             output.unlink()
             os.link(task.path, output)
 
     def _finish_wrongly(self, task: CachedTask, output: Path, fault: Fault, fire: Callable[[], None]) -> None:
         """What is wrong with the file although the stream says that it is done."""
         data = bytearray(task.data)
+        if not output.exists():
+            return  # who asked has given up
         if fault.kind == "no-file":
             fire()
             output.unlink()

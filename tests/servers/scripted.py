@@ -30,6 +30,7 @@ class Reply:
     """An answer. `length` is the Content-Length told: None for the right one, -1 for none.
 
     `cut` ends the body early, after `hold`: a client's library may drop what it has not handed on when that happens.
+    `rest` goes over the wire after `hold`, as it is.
     """
 
     status: int = 200
@@ -39,6 +40,7 @@ class Reply:
     chunked: bool = False
     cut: int | None = None
     hold: Callable[[], Awaitable[object]] | None = None
+    rest: bytes = b""
 
     def raw(self) -> bytes:
         """What goes over the wire."""
@@ -111,6 +113,8 @@ class Scripted:
             await writer.drain()
             if reply.hold:
                 await reply.hold()
+            writer.write(reply.rest)
+            await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
             pass  # the client has seen enough
         finally:

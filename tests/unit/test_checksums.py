@@ -64,3 +64,14 @@ def should_refuse_an_algorithm_that_it_does_not_know() -> None:
 @pytest.mark.parametrize("checksum", [Checksum("crc32", b"\x00\x01\x02\x03"), Checksum("md5", b"x" * 16, 8 << 20)])
 def should_write_a_checksum_as_text_that_can_be_read_again(checksum: Checksum) -> None:
     assert Checksum.parse(str(checksum)) == checksum
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "crc32", ":", ":00", "crc32:", "crc32/:00", "crc32/0:00", "crc32/ 5:00", "crc32/1_0:00", "crc32/-5:00",
+     "crc32:0 0", "crc32:AB", "crc32/x:00", "crc32:x"],
+)  # fmt: skip
+def test_should_read_back_only_what_was_written(text: str) -> None:
+    """A damaged note must not pass for a checksum."""
+    with pytest.raises(ValueError, match=r"."):
+        Checksum.parse(text)

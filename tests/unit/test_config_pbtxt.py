@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from dfagent.errors import InvalidModelConfig
-from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, declares_dragonfly, parse_config, without_dragonfly
+from dfagent.repository.config_pbtxt import (
+    MAX_CONFIG_BYTES,
+    _tokens,
+    declares_dragonfly,
+    parse_config,
+    without_dragonfly,
+)
 
 SEED = Path(__file__).parents[1] / "fixtures" / "seed" / "densenet_onnx.config.pbtxt"
 DRAGONFLY = 'model_repository_agents { agents [ { name: "dragonfly" } ] }'
@@ -95,6 +101,8 @@ def test_should_keep_comments_and_fields_that_only_a_newer_triton_knows() -> Non
         (b"x [" * 40_000, "m/config.pbtxt:1:195", "nests deeper than 64"),
         (b"# " + b"x" * MAX_CONFIG_BYTES, "m/config.pbtxt", "bytes"),
         (b'name: "' + b"x" * 100_000, "m/config.pbtxt:1:7", "ending quote"),
+        (b'name: "' + b'\\"' * 60_000, "m/config.pbtxt:1:7", "at end of string"),
+        (b'name: "m"\ninput [ { data_type:\x95TYPE_FP32 } ]', "m/config.pbtxt:2:21", "not UTF-8"),
     ],
 )
 def test_should_say_where_a_broken_configuration_is_broken(text: bytes, place: str, expected: str) -> None:
@@ -104,3 +112,9 @@ def test_should_say_where_a_broken_configuration_is_broken(text: bytes, place: s
             read(text, "m/config.pbtxt")
         assert caught.value.message.startswith(place) and expected in caught.value.message
         assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ['"' + '\\"' * 99, "'" + "\\'" * 99, '"a', "'", '"\\'])
+def test_should_take_a_string_without_an_end_for_one_token(text: str) -> None:
+    """To look for one from each quote in it takes minutes, in which nothing else runs."""
+    assert [token.kind for token in _tokens(text)] in (["string"], ["string", "mark"])

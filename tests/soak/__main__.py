@@ -1,0 +1,4 @@
+from tests.soak.main import main
+
+if __name__ == "__main__":
+    main()
