@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
         del os.environ[name]
     os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
-    sys.exit(0 if (_replay(options.seed) if options.seed is not None else _soak(options)) else 1)
+    if options.prove:
+        from tests.soak.sabotage import prove
+
+        sys.exit(not prove())
+    sys.exit(not (_soak(options) if options.seed is None else _replay(options.seed)))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -42,6 +46,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--lanes", type=int, default=6, help="schedules side by side in each process")
     parser.add_argument("--json", type=Path, help="write the counts there, too")
+    parser.add_argument("--prove", action="store_true", help="break one guard after the other: is it noticed?")
     parser.add_argument("--seed", type=int, help="run this one schedule and tell what happened")
     return parser.parse_args(arguments)
 
