@@ -88,9 +88,8 @@ def _soak(options: argparse.Namespace) -> bool:
     print(summary)
     if options.json:
         options.json.write_text(json.dumps(summary.to_json(), indent=1) + "\n")
-    for outcome in sorted(summary.failures, key=lambda outcome: outcome.seed):
-        print(_told(outcome))
-    print("\n".join(problem[:_LONGEST_TEXT] for problem in summary.problems))
+    if summary.failures:
+        print(f"failing seeds: {sorted(outcome.seed for outcome in summary.failures)}")
     short = [PAIRS[number] for number in summary.short(options.at_least)]
     if short:
         print(f"fired fewer than {options.at_least} times: {short}")
@@ -112,6 +111,12 @@ def _run(pool: ProcessPoolExecutor, summary: Summary, seeds: range | list[int], 
         chunks.append(pool.submit(run_chunk, chunk, lanes))
     for number, done in enumerate(as_completed(chunks), start=1):
         summary.add(done.result())
+        # At once: a long run may be ended before it tells the rest.
+        for outcome in done.result().outcomes:
+            if outcome.violations:
+                print(_told(outcome), flush=True)
+        for problem in done.result().problems:
+            print(problem[:_LONGEST_TEXT], flush=True)
         failing = f", {len(summary.failures)} with violations" if summary.failures else ""
         print(f"\r{number}/{len(chunks)} chunks, {summary.run} schedules{failing} ", end="", file=sys.stderr)
     print(file=sys.stderr)
