@@ -24,8 +24,8 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,6 +234,16 @@ class RepositoryFolder:
 
     def manifest_path(self, model: str, digest: str) -> Path:
         return self._of("manifests", model) / f"{digest}.json"
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for a moment. One below the system's own folder would stay there for ever after a kill."""
+        folder = self.temporary()
+        make_folder(folder)
+        try:
+            yield folder
+        finally:
+            remove(folder)
 
     def stored_config(self, model: str, version: str) -> bytes | None:
         """The model's config.pbtxt as the store had it, if it was of this version."""

@@ -13,7 +13,15 @@ import aiohttp
 from dfagent.checksums import hasher
 from dfagent.errors import DfagentError, Overloaded, PeerUnavailable, Truncated
 from dfagent.tasks import finished_in_thread
-from dfagent.transports.answers import Progress, StartAgain, check_part, check_whole, range_header
+from dfagent.transports.answers import (
+    Progress,
+    StartAgain,
+    check_head,
+    check_range,
+    check_whole,
+    of_a_task,
+    range_header,
+)
 from dfagent.transports.blocks import from_blocks, journal_algorithm
 from dfagent.transports.http import HttpClient, error_of, save_body
 from dfagent.transports.options import RequestOptions, Timeouts
@@ -86,7 +94,8 @@ class ProxyTransport:
 
     async def _warm(self, request: FetchRequest, signed: SignedUrl) -> _Came:
         async with self._answer(request, signed, 0) as response:
-            check_whole(request, response)
+            with of_a_task():
+                check_whole(request, response)
             await _discard_body(response, request)
             return _Came(request.entry.size, _is_local(response))
 
@@ -121,14 +130,18 @@ class ProxyTransport:
     ) -> _Came:
         async with self._answer(request, signed, offset) as response:
             # Older dfdaemons say 200 to a range, and only Content-Range tells that it is one.
-            if offset and (response.status == 206 or "Content-Range" in response.headers):
-                check_part(request, response, offset, partial.size - offset)
-            else:
-                check_whole(request, response)
-                if offset:
-                    progress.start_over()
-                    await finished_in_thread(partial.start_over)
-                    offset = 0
+            ranged = bool(offset) and (response.status == 206 or "Content-Range" in response.headers)
+            if ranged:
+                check_range(request, response, offset, partial.size - offset)
+            with of_a_task():
+                if ranged:
+                    check_head(request, response, partial.size - offset)
+                else:
+                    check_whole(request, response)
+            if not ranged and offset:
+                progress.start_over()
+                await finished_in_thread(partial.start_over)
+                offset = 0
             whole = offset == 0 and expected is not None and not from_blocks(expected)
             beside = hasher(expected.algorithm, expected.part_size) if whole and expected else None
             await finished_in_thread(partial.begin, journal_algorithm(expected))

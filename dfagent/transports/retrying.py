@@ -11,6 +11,7 @@ from pathlib import Path
 from dfagent.errors import (
     AccessDenied,
     ConnectFailed,
+    DamagedTask,
     DfagentError,
     DigestMismatch,
     Overloaded,
@@ -48,7 +49,7 @@ class RetryPolicy:
         if isinstance(error, Stalled) and not self.after_stall:
             return False
         limit = self.overloaded_attempts if isinstance(error, Overloaded) else self.attempts
-        if isinstance(error, DigestMismatch):
+        if isinstance(error, (DigestMismatch, DamagedTask)):
             limit = min(limit, _ATTEMPTS_AT_WRONG_BYTES)
         return error.retryable and failures < limit
 

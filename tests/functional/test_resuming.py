@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dfagent.checksums import hasher
-from dfagent.errors import Changed, DfagentError, NotFound, OriginStatus, SignedUrlExpired, Truncated
+from dfagent.errors import Changed, DamagedTask, DfagentError, NotFound, OriginStatus, SignedUrlExpired, Truncated
 from dfagent.transports.base import Transport
 from dfagent.transports.direct import DirectTransport
 from dfagent.transports.options import RequestOptions, Timeouts
@@ -357,7 +357,7 @@ async def should_not_mix_two_versions_of_a_server_that_knows_no_pin(way: Way) ->
             "ETag": '"another"',
         },
     )
-    assert type(await way.failure()) is Changed
+    assert isinstance(await way.failure(), (Changed, DamagedTask))
     assert list(way.folder.iterdir()) == []
 
 
@@ -385,7 +385,7 @@ async def should_take_a_whole_answer_to_a_whole_request_only(way: Way) -> None:
     for status in (206, 200):
         reply = Reply(status, SMALL, {"Content-Range": f"bytes 0-{len(SMALL) - 1}/{len(SMALL)}"})
         way.server.answer = answering(reply)
-        assert type(await way.failure(SMALL)) is Truncated
+        assert isinstance(await way.failure(SMALL), Truncated)
 
 
 @BOTH
@@ -410,7 +410,7 @@ async def should_go_on_with_nothing_of_an_answer_that_was_not_the_object(way: Wa
     """Too long or too short: its first blocks are as wrong as its last."""
     way.server.answer = lambda _asked: replace(reply, headers={})
     error = await way.failure(SMALL)
-    assert type(error) is Truncated
+    assert isinstance(error, Truncated)
     assert list(way.folder.iterdir()) == []
     await way.heals(SMALL)
 
@@ -431,7 +431,7 @@ async def should_write_nothing_of_an_answer_whose_head_is_wrong_already(way: Way
     for length in (len(SMALL) + 1, 2 * BLOCK + 500):
         way.server.answer = answering(Reply(body=bytes(len(SMALL)), length=length, cut=2 * BLOCK + 9))
         error = await way.failure(SMALL)
-        assert type(error) is Truncated and "than the 3005 bytes asked for" in error.message
+        assert isinstance(error, Truncated) and "than the 3005 bytes asked for" in error.message
         assert list(way.folder.iterdir()) == []
 
 

@@ -19,6 +19,8 @@ from tests.soak.real_world import FAR, MIB, World
 CONFIG = b'name: "net"\nbackend: "python"\nmodel_repository_agents { agents [ { name: "dragonfly" } ] }\n'
 LONGEST_RUN = 90.0
 """Seconds; a run that takes longer hangs."""
+MOST_GENERATIONS = 3
+"""What is published, what was before, and what Triton would fall back to."""
 OTHER_SIZES = (0, 1, 4096, MIB, 4 * MIB, 4 * MIB + 1, 6 * MIB)
 
 Files = dict[str, bytes]
@@ -76,13 +78,18 @@ class Run:
         result = await self.world.prefetch(self.prefix, self.peer, self.target, "direct")
         assert not result.errors, result.errors
         self._config = (self.target / "net/config.pbtxt").read_bytes()
-        await asyncio.to_thread(self._put, self.new)
+        await asyncio.to_thread(self._replace_old)
         self.versions.append(self.new)
 
     def overwrite(self, random: Random) -> None:
         """Other bytes of the same sizes for all objects."""
         self.new = {name: random.randbytes(len(data)) for name, data in self.new.items()}
         self.versions.append(self.new)
+        self._put(self.new)
+
+    def _replace_old(self) -> None:
+        for name in self.old.keys() - self.new.keys():
+            self.world.client.delete_object(Bucket=self.world.bucket, Key=f"{self.prefix}/net/{name}")
         self._put(self.new)
 
     def _put(self, files: Files) -> None:
@@ -204,6 +211,14 @@ class Run:
         self._check_published(self.versions[-1:], "the run after the fault")
         self.ended_with = faulted
         self._check_caches(before)
+        self._check_leftovers()
+
+    def _check_leftovers(self) -> None:
+        state = self.target.with_name(f".dfagent-{self.target.name}")
+        left = [path for kind in ("partials", "staging", "tmp") for path in (state / kind).rglob("*") if path.is_file()]
+        generations = list((state / "generations" / "net").iterdir())
+        if left or len(generations) > MOST_GENERATIONS:
+            self.violations.append(f"left behind: {[path.name for path in left]}, {len(generations)} generations")
 
     def _check_published(self, versions: list[Files], when: str) -> None:
         names = sorted(path.name for path in self.target.iterdir())

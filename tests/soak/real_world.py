@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from dragonfly_api import dfdaemon_pb2, dfdaemon_pb2_grpc
@@ -28,15 +28,20 @@ from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
 from dfagent.transports.options import Timeouts
+from dfagent.transports.retrying import RetryPolicy
+from dfagent.ways import Tuning
 from dfagent.wiring import RunOptions, open_session
 from tests.servers.gate import Gate
 from tests.soak.link import Link
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
 MIB = 1 << 20
 START = "from dfagent.cli import main; main()"
-BUCKET = "soak"
 SMALL_DISK = 48 * MIB
-CONNECT, STALL = 2.0, 2.0
+CONNECT, STALL = 2.0, 3.0
+QUICK = RetryPolicy(attempts=3, first_pause=0.2)
 HEALTHY_SECONDS = 60.0
 UPLOAD_LIMIT = "40MB"
 """A second: slow enough that a parent can be killed while it gives."""
@@ -55,10 +60,8 @@ class World:
     far_gate: Gate
     link: Link
     small_disk: Path
-
-    @property
-    def bucket(self) -> str:
-        return BUCKET
+    client: S3Client
+    bucket: str
 
     @property
     def environment(self) -> dict[str, str]:
@@ -78,14 +81,16 @@ class World:
 
     def url(self, prefix: str, peer: Peer) -> str:
         gate = self.far_gate if peer.name == FAR else self.gate
-        return f"s3://{gate.endpoint}/{BUCKET}/{prefix}"
+        return f"s3://{gate.endpoint}/{self.bucket}/{prefix}"
 
     async def prefetch(self, prefix: str, peer: Peer, target: Path | None, transport: str) -> PassResult:
         """One run in this process."""
         return await self.prefetch_url(self.url(prefix, peer), peer, target, transport)
 
     async def prefetch_url(self, url: str, peer: Peer, target: Path | None, transport: str) -> PassResult:
-        options = RunOptions((url,), target=target, transport=transport, timeouts=Timeouts(CONNECT, STALL))
+        options = RunOptions(
+            (url,), target=target, transport=transport, timeouts=Timeouts(CONNECT, STALL), tuning=Tuning(retries=QUICK)
+        )
         async with open_session(self.settings(peer), options, Silent()) as session:
             return await session.run()
 
@@ -112,7 +117,7 @@ class World:
 
     def put(self, key: str, data: bytes) -> str:
         """Stores the object; gives its etag."""
-        return self.server.client().put_object(Bucket=BUCKET, Key=key, Body=data)["ETag"]
+        return self.client.put_object(Bucket=self.bucket, Key=key, Body=data)["ETag"]
 
     def cached(self, peer: Peer, task_id: str) -> Path:
         """Where dfdaemon keeps a task's bytes (found in its source; only tests may know)."""
@@ -141,9 +146,9 @@ class World:
 
     async def heal(self) -> None:
         """Everything runs and answers."""
+        self.link.up()
         await self.gate.revive()
         await self.far_gate.revive()
-        self.link.up()
         for filler in self.small_disk.glob("filler*"):
             filler.unlink()
         if not self.cluster.scheduler.running:
@@ -165,26 +170,29 @@ async def answering(peer: Peer) -> None:
     deadline = time.monotonic() + HEALTHY_SECONDS
     while not await asyncio.to_thread(_answers, peer):
         if time.monotonic() > deadline:
-            raise AssertionError(f"{peer.name} does not answer; its log ends:\n{peer.process.log_tail()}")
+            raise AssertionError(f"{peer.name} does not answer; its log ends:\n{peer.process.log_tail(40)}")
         await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
-async def world(folder: Path) -> AsyncIterator[World]:
+async def world(folder: Path, server: S3Server) -> AsyncIterator[World]:
     """The world in the block; its folder should lie on a real disk with room for a few GB."""
     async with AsyncExitStack() as stack:
         link = stack.enter_context(Link())
-        server = stack.enter_context(S3Server(folder / "s3"))
-        server.client().create_bucket(Bucket=BUCKET)
+        client = server.client()
+        bucket = f"soak-{folder.name}"
+        client.create_bucket(Bucket=bucket)
         small = folder / "dragonfly" / SMALL
         stack.enter_context(_small_disk(small))
         cluster = stack.enter_context(DragonflyCluster(folder / "dragonfly", peers=3, configs=_configs(link)))
         far = _far_peer(cluster, link)
-        stack.callback(far.process.stop)
         cluster.peers.append(far)
+        for peer in cluster.peers:
+            # Nobody needs their goodbyes, which take seconds each.
+            stack.callback(peer.kill)
         gate = await stack.enter_async_context(Gate(server.port))
         far_gate = await stack.enter_async_context(Gate(server.port, host=link.near))
-        made = World(folder, server, cluster, gate, far_gate, link, small)
+        made = World(folder, server, cluster, gate, far_gate, link, small, client, bucket)
         await made.heal()
         yield made
 
