@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")]:
         del os.environ[name]
     os.environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
-    sys.exit(0 if (_replay(options.seed) if options.seed is not None else _soak(options)) else 1)
+    if options.prove:
+        from tests.soak.sabotage import prove
+
+        sys.exit(not prove())
+    sys.exit(not (_soak(options) if options.seed is None else _replay(options.seed)))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -42,6 +46,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--lanes", type=int, default=6, help="schedules side by side in each process")
     parser.add_argument("--json", type=Path, help="write the counts there, too")
+    parser.add_argument("--prove", action="store_true", help="break one guard after the other: is it noticed?")
     parser.add_argument("--seed", type=int, help="run this one schedule and tell what happened")
     return parser.parse_args(arguments)
 
@@ -83,9 +88,8 @@ def _soak(options: argparse.Namespace) -> bool:
     print(summary)
     if options.json:
         options.json.write_text(json.dumps(summary.to_json(), indent=1) + "\n")
-    for outcome in sorted(summary.failures, key=lambda outcome: outcome.seed):
-        print(_told(outcome))
-    print("\n".join(problem[:_LONGEST_TEXT] for problem in summary.problems))
+    if summary.failures:
+        print(f"failing seeds: {sorted(outcome.seed for outcome in summary.failures)}")
     short = [PAIRS[number] for number in summary.short(options.at_least)]
     if short:
         print(f"fired fewer than {options.at_least} times: {short}")
@@ -107,6 +111,12 @@ def _run(pool: ProcessPoolExecutor, summary: Summary, seeds: range | list[int], 
         chunks.append(pool.submit(run_chunk, chunk, lanes))
     for number, done in enumerate(as_completed(chunks), start=1):
         summary.add(done.result())
+        # At once: a long run may be ended before it tells the rest.
+        for outcome in done.result().outcomes:
+            if outcome.violations:
+                print(_told(outcome), flush=True)
+        for problem in done.result().problems:
+            print(problem[:_LONGEST_TEXT], flush=True)
         failing = f", {len(summary.failures)} with violations" if summary.failures else ""
         print(f"\r{number}/{len(chunks)} chunks, {summary.run} schedules{failing} ", end="", file=sys.stderr)
     print(file=sys.stderr)
