@@ -106,7 +106,11 @@ class Running:
 
 
 async def start(
-    *arguments: str, environment: Mapping[str, str] | None = None, stdout: int | None = None, main: str = MAIN
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    stdout: int | None = None,
+    main: str = MAIN,
+    umask: int = -1,
 ) -> Running:
     """Starts `dfagent` with these arguments; `environment` is added to a clean one, `main` replaces its first lines."""
     evidence = the_evidence()
@@ -121,6 +125,7 @@ async def start(
             stdout=out if stdout is None else stdout,
             stderr=err,
             env=_environment(evidence, environment),
+            umask=umask,
         )
     place.arguments_of(process.pid)
     return Running(process, place.out, place.err)
