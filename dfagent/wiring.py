@@ -56,6 +56,7 @@ class Session:
 
     agents: list[Agent]
     triton: TritonClient | None
+    folder: RepositoryFolder | None = None
     pruner: Pruner | None = None
 
     async def run(self) -> PassResult:
@@ -73,6 +74,9 @@ class Session:
             total.errors += result.errors
         if self.pruner:
             await self._prune(self.pruner, total)
+        if self.folder:
+            # Now, while nothing is under way: a service that runs for months starts only once.
+            await asyncio.to_thread(self.folder.sweep)
         return total
 
     async def _prune(self, pruner: Pruner, total: PassResult) -> None:
@@ -135,7 +139,7 @@ async def open_session(
             isolated = settings.dragonfly.isolation == "per-credential"
             agents.append(Agent(url, tools, per_credential=isolated, allow_empty=options.allow_empty))
         pruner = Pruner(folder, triton, observer.finished) if folder and options.prune else None
-        yield Session(agents, triton, pruner)
+        yield Session(agents, triton, folder, pruner)
 
 
 def _check_pruning(options: RunOptions) -> None:
