@@ -15,7 +15,7 @@ from dfagent.errors import ConfigError, DfagentError
 from dfagent.fetching import Fetcher
 from dfagent.model_job import Observer, Tools
 from dfagent.pruning import Pruner
-from dfagent.repository.folder import RepositoryFolder
+from dfagent.repository.folder import RepositoryFolder, disk_errors
 from dfagent.repository.sha256sums import Sha256Check
 from dfagent.settings.files import Settings
 from dfagent.stores.registry import open_store
@@ -75,9 +75,16 @@ class Session:
         if self.pruner:
             await self._prune(self.pruner, total)
         if self.folder:
-            # Now, while nothing is under way: a service that runs for months starts only once.
-            await asyncio.to_thread(self.folder.sweep)
+            await self._sweep(self.folder, total)
         return total
+
+    async def _sweep(self, folder: RepositoryFolder, total: PassResult) -> None:
+        """Now, while nothing is under way: a service that runs for months starts only once."""
+        try:
+            with disk_errors(folder.state):
+                await asyncio.to_thread(folder.sweep)
+        except DfagentError as exc:
+            total.errors.append(exc)
 
     async def _prune(self, pruner: Pruner, total: PassResult) -> None:
         """After all repositories, because a model may have moved from one to the other."""
