@@ -171,6 +171,8 @@ class RepositoryFolder:
 
     def _check_same_mount(self) -> None:
         # Two mounts of one file system have the same device number: only trying tells.
+        for left in self.target.glob(".dfagent-probe-*"):
+            remove(left)  # by a run that was killed just then
         probe, arrived = self.temporary(), self.target / f".dfagent-probe-{uuid.uuid4().hex}"
         try:
             write_file(arrived, probe, b"")

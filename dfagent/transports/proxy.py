@@ -96,7 +96,7 @@ class ProxyTransport:
         async with self._answer(request, signed, 0) as response:
             with of_a_task():
                 check_whole(request, response)
-            await _discard_body(response, request)
+                await _discard_body(response, request)
             return _Came(request.entry.size, _is_local(response))
 
     async def _fill(self, partial: PartialFile, request: FetchRequest, signed: SignedUrl) -> _Came:
@@ -146,7 +146,8 @@ class ProxyTransport:
             beside = hasher(expected.algorithm, expected.part_size) if whole and expected else None
             await finished_in_thread(partial.begin, journal_algorithm(expected))
             writer = Writer(partial, offset, partial.size - offset, beside)
-            await save_body(response, writer, progress.add, request.label)
+            with of_a_task():
+                await save_body(response, writer, progress.add, request.label)
             return _Came(partial.size - offset, _is_local(response), beside.checksum() if beside else None)
 
     @asynccontextmanager

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,8 @@ from pathlib import Path
 from random import Random
 
 from dfagent.local.object_store import S3Server
+from tests.secrecy.child import watch
+from tests.secrecy.evidence import end, the_evidence
 from tests.soak.real_faults import KINDS, Strike
 from tests.soak.real_run import Run, some_files
 from tests.soak.real_world import SMALL, World, world
@@ -90,6 +93,8 @@ async def play(stage: World, schedule: Schedule) -> Outcome:
     try:
         struck = await kind.strike(Strike(stage, run, random))
         await run.ended()
+        for text in run.errors:
+            the_evidence().said("error", text)
         must_succeed = schedule.transport == "auto" and kind.helps_itself and where is stage.folder
         await asyncio.to_thread(run.check, must_succeed)
         await stage.heal()
@@ -139,6 +144,13 @@ class Soak:
             return Outcome(schedule, False, f"soak: {type(exc).__name__}", [], [], 0.0)
 
 
+class _Heard(logging.Handler):
+    """Keeps what is logged, for the search for secrets."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        the_evidence().said("log", self.format(record))
+
+
 def _tell(outcome: Outcome, struck: int) -> None:
     schedule = outcome.schedule
     line = f"{struck:4} {schedule.seed:8} {schedule.kind:20} {schedule.transport:9} {outcome.ended_with:18}"
@@ -170,10 +182,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="only this kind (may be given often)")
     parser.add_argument("--replay", metavar="SEED", help="one schedule again, by the seed that was told (1:17)")
-    parser.add_argument("--worlds", type=int, default=3, help="sets of dfdaemons, side by side")
+    parser.add_argument("--worlds", type=int, default=4, help="sets of dfdaemons, side by side")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every outcome, as JSON")
     arguments = parser.parse_args()
-    logging.getLogger("dfagent").addHandler(logging.NullHandler())  # three hundred runs complain a lot, as they should
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Links and disks are given back however it ends, also where it was started in the background.
+        signal.signal(number, signal.default_int_handler)
+    watch()
+    logging.getLogger("dfagent").addHandler(_Heard())
+    logging.getLogger("dfagent").propagate = False  # three hundred runs complain a lot, as they should
     started = time.monotonic()
     wanted = list(islice(schedules(arguments.seed, arguments.kind or KINDS), arguments.schedules))
     if arguments.replay:
@@ -187,9 +204,14 @@ def main() -> int:
     struck = sum(outcome.struck for outcome in outcomes)
     broken = [outcome for outcome in outcomes if outcome.violations]
     print(table(outcomes))
+    if helpless := Counter(outcome.ended_with for outcome in outcomes if outcome.ended_with.startswith("soak:")):
+        print(f"parts that did not come up again: {dict(helpless)}")
+    secrets = the_evidence().search()
+    end()
+    print(*secrets, sep="\n", end="")
     print(f"{struck} schedules struck of {len(outcomes)}, {len(broken)} broke the invariant,", end=" ")
-    print(f"{time.monotonic() - started:.0f} s")
-    return 1 if broken or struck < len(wanted) else 0
+    print(f"{len(secrets)} secrets came out, {time.monotonic() - started:.0f} s")
+    return 1 if broken or secrets or struck < len(wanted) else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-import subprocess
+import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,8 @@ from random import Random
 from dfagent.errors import DfagentError
 from dfagent.local.dragonfly import Peer
 from dfagent.types import ObjectEntry, ObjectRef, TaskIdentity
-from tests.soak.real_world import FAR, MIB, World
+from tests.servers import program
+from tests.soak.real_world import FAR, MIB, START, World
 
 CONFIG = b'name: "net"\nbackend: "python"\nmodel_repository_agents { agents [ { name: "dragonfly" } ] }\n'
 LONGEST_RUN = 90.0
@@ -169,23 +170,21 @@ class Run:
             self._failed(type(error).__name__, str(error))
 
     async def _in_process(self) -> None:
-        command = self.world.command(self.prefix, self.peer, self.target, self.transport)
-        self._process = await asyncio.create_subprocess_exec(
-            *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.world.environment
-        )
+        arguments = self.world.arguments(self.prefix, self.peer, self.target, self.transport)
+        inside = self.world.link.inside() if self.peer.name == FAR else ()
+        running = await program.start(*arguments, main=START, inside=inside)
+        self._process = running.process
         try:
-            _, complaint = await self._process.communicate()
+            code = await running.process.wait()
         finally:
-            if self._process.returncode is None:
-                self._process.kill()
-        code, text = self._process.returncode, complaint.decode(errors="replace")
+            await running.kill()
         if code == 0:
             self.ended_with = "ok"
             return
-        self._failed(f"exit {code}", text)
-        typed = code in range(2, 9) and "error:" in text and "bug" not in text
-        if not typed and code != -9:
-            self.violations.append(f"ended with {code} and said {text[-2000:]}")
+        self._failed(f"exit {code}", running.err)
+        typed = code in range(2, 9) and "error:" in running.err and "bug" not in running.err
+        if not typed and code != -signal.SIGKILL:
+            self.violations.append(f"ended with {code} and said {running.err[-2000:]}")
 
     def _failed(self, name: str, text: str) -> None:
         self.ended_with = name

@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -23,7 +22,7 @@ from dfagent.agent import PassResult
 from dfagent.cli.progress import Silent
 from dfagent.local.dragonfly import DragonflyCluster, Peer
 from dfagent.local.object_store import S3Server
-from dfagent.local.process import clean_environment
+from dfagent.local.process import free_ports
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
@@ -38,9 +37,20 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MIB = 1 << 20
-START = "from dfagent.cli import main; main()"
+START = """
+from tests.secrecy.child import watch
+watch()
+from functools import partial
+import dfagent.wiring as wiring
+from dfagent.transports.retrying import RetryPolicy
+from dfagent.ways import Tuning
+wiring.RunOptions = partial(wiring.RunOptions, tuning=Tuning(retries=RetryPolicy(attempts=2, first_pause=0.2)))
+from dfagent.cli import main
+main()
+"""
+"""The program itself, but it gives up sooner: a soak has no time for its patience."""
 SMALL_DISK = 48 * MIB
-CONNECT, STALL = 2.0, 3.0
+CONNECT, STALL = 1.5, 3.0
 QUICK = RetryPolicy(attempts=3, first_pause=0.2)
 HEALTHY_SECONDS = 60.0
 UPLOAD_LIMIT = "40MB"
@@ -62,11 +72,6 @@ class World:
     small_disk: Path
     client: S3Client
     bucket: str
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """For agents that are processes: this copy of the code, and nothing of the developer's cloud tools."""
-        return {**clean_environment(), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
     def peer(self, name: str) -> Peer:
         return next(peer for peer in self.cluster.peers if peer.name == name)
@@ -94,16 +99,16 @@ class World:
         async with open_session(self.settings(peer), options, Silent()) as session:
             return await session.run()
 
-    def command(self, prefix: str, peer: Peer, target: Path, transport: str) -> list[str]:
-        """The same run as a process of its own; the far peer's in its network namespace."""
+    def arguments(self, prefix: str, peer: Peer, target: Path, transport: str) -> list[str]:
+        """The program's, for the same run as a process of its own."""
         files = self.folder / "settings" / peer.name
         if not files.exists():
             self._write_settings(files, peer)
-        program = [sys.executable, "-c", START, "prefetch", self.url(prefix, peer), "--to", str(target), "--json"]
+        run = ["prefetch", self.url(prefix, peer), "--to", str(target), "--json"]
         options = ["--transport", transport, "--config", str(files / "dragonfly_config.json")]
         options += ["--credentials", str(files / "cloud_credential.json")]
         options += ["--connect-timeout", str(CONNECT), "--stall-timeout", str(STALL)]
-        return [*(self.link.inside() if peer.name == FAR else ()), *program, *options]
+        return [*run, *options]
 
     def _write_settings(self, files: Path, peer: Peer) -> None:
         settings = self.settings(peer)
@@ -155,6 +160,7 @@ class World:
             self.cluster.scheduler.start()
         for peer in self.cluster.peers:
             if not peer.process.running:
+                _move(peer)
                 peer.start()
         for peer in self.cluster.peers:
             await answering(peer)
@@ -172,6 +178,17 @@ async def answering(peer: Peer) -> None:
         if time.monotonic() > deadline:
             raise AssertionError(f"{peer.name} does not answer; its log ends:\n{peer.process.log_tail(40)}")
         await asyncio.sleep(0.05)
+
+
+def _move(peer: Peer) -> None:
+    """Gives the daemon other ports for what it serves to peers.
+
+    It takes them without SO_REUSEADDR, so for a minute after it died while it gave it could not have its own again.
+    """
+    upload, tcp, quic = free_ports(3)
+    config: Any = peer._config
+    config["upload"]["server"]["port"] = upload
+    config["storage"]["server"].update(tcpPort=tcp, quicPort=quic)
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ import pytest
 
 from dfagent.errors import NoSpace
 from dfagent.repository.folder import RepositoryFolder
-from dfagent.repository.manifest import ManifestFile
+from dfagent.repository.manifest import Manifest, ManifestFile
+from dfagent.repository.materialise import Staging
 from tests.servers.mounts import tiny_disk
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -102,3 +103,15 @@ def should_take_the_room_of_a_linked_file_for_nobodys(folder: RepositoryFolder, 
     os.link(cached, folder.partials("one") / "x.dfdaemon.partial")
     with pytest.raises(NoSpace):
         folder.space.reserve("two", weights(MIB, version="c"))
+
+
+def should_end_the_promise_with_the_download(folder: RepositoryFolder) -> None:
+    (file,) = weights(2 * MIB)
+    with folder.space.reserving("one", [file]):
+        staging = Staging(folder, Manifest.of("one", [file], []))
+        staging.open()
+        staging.take(file, download(folder, "one", file))
+        folder.space.reserve("two", weights(1536 * KIB))
+        folder.space.release("two")
+    staging.finish()
+    folder.space.reserve("two", weights(1536 * KIB))
