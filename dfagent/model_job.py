@@ -140,7 +140,9 @@ class ModelJob:
 
     def _claim(self) -> None:
         """Two repositories with a model of one name would swap it for ever: the second one is refused."""
-        owner = self.tools.claimed.setdefault(self.source.name, self.tools.repository)
+        folds = self.tools.folder.folds if self.tools.folder else None
+        name = folds(self.source.name) if folds else self.source.name
+        owner = self.tools.claimed.setdefault(name, self.tools.repository)
         if owner != self.tools.repository:
             raise RepositoryError(
                 f"model {self.source.name!r} of {self.tools.repository} is also in {owner}",

@@ -63,7 +63,7 @@ class ProxyTransport:
         self._options = options
         self._http = HttpClient(timeouts, "the Dragonfly proxy", request_class=_AbsoluteFormRequest)
         self._finds_out = legacy is None
-        self._legacy = bool(legacy)
+        self._legacy = legacy
         self._block_size = block_size
 
     async def aclose(self) -> None:
@@ -156,18 +156,19 @@ class ProxyTransport:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The bytes from `offset` on as the peer gives them; all of them where it is a legacy one."""
         for _ in range(2):
-            legacy = self._legacy
-            headers = request_headers(self._options, request, signed, legacy=legacy)
+            headers = request_headers(self._options, request, signed, legacy=self._legacy)
+            legacy = bool(self._legacy)
             if offset and not legacy:
                 headers.update(range_header(offset, request.entry.size - offset))
                 # A range makes dfdaemon call the whole task finished, to us and to other peers: let it become true.
                 headers.setdefault("X-Dragonfly-Prefetch", "true")
             async with self._http.get(request.label, signed.url, headers, proxy=self._proxy) as response:
                 answered_by = is_legacy(response.headers)
-                if self._finds_out and answered_by is not None and answered_by is not legacy:
-                    # It was asked in the other one's words, so its task is not by the object's version: ask anew.
+                if self._finds_out and answered_by is not None:
                     self._legacy = answered_by
-                    continue
+                    if answered_by is not legacy:
+                        # It was asked in the other one's words, so its task is not by the object's version: ask anew.
+                        continue
                 if response.status == 416 and offset:
                     raise StartAgain
                 if response.status not in (200, 206):

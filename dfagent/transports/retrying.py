@@ -41,7 +41,7 @@ class RetryPolicy:
     after_stall: bool = True
 
     def pause(self, failures: int, error: DfagentError) -> float:
-        ceiling = min(self.longest_pause, self.first_pause * 2 ** (failures - 1))
+        ceiling: float = min(self.longest_pause, self.first_pause * 2 ** (failures - 1))
         wanted = error.retry_after if isinstance(error, Overloaded) else None
         # On top of what was asked for: a busy server tells all of us the same, and would meet all of us again at once.
         return min(wanted or 0.0, self.longest_pause * 4 - ceiling) + random.uniform(ceiling / 2, ceiling)

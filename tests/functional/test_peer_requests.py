@@ -97,7 +97,10 @@ async def should_ask_the_proxy_in_absolute_form_and_never_for_a_tunnel(tmp_path:
 
 
 async def should_tell_the_proxy_all_that_the_settings_say(tmp_path: Path) -> None:
-    async with CannedHttp(from_peer()) as peer, opened(ProxyTransport(peer.url, EVERYTHING, TIMEOUTS)) as transport:
+    async with (
+        CannedHttp(from_peer()) as peer,
+        opened(ProxyTransport(peer.url, EVERYTHING, TIMEOUTS, legacy=False)) as transport,
+    ):
         await transport.fetch(request(), tmp_path)
     sent = peer.headers()
     assert {name: value for name, value in sent.items() if name.startswith(("x-", "if-"))} == {
