@@ -162,7 +162,7 @@ async def _all_closed(world: World) -> bool:
         world.peer.cache.client.close()  # again and again: a peer goes on with what its client has given up
         if not world.origin.connections and not world.peer.connections:
             return True
-        if attempt == 10:
+        if attempt % 100 == 10:
             close_clients(world.origin.url)
             gc.collect()
         await asyncio.sleep(0.005)
