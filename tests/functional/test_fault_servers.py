@@ -24,6 +24,8 @@ from tests.servers.fault_plan import FOREVER, Fault
 
 KEY = "repo/net/1/weights.bin"
 BODY = os.urandom(1 << 10)
+# A pool of its own: gRPC's common one goes on for a second saying that the peer is dead.
+CHANNEL = (("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1))
 SIGNED = "X-Amz-Signature=5ec7e7"
 
 
@@ -375,7 +377,7 @@ class Streamed:
 
 
 async def by_grpc(peer: FaultPeer, origin: FaultOrigin, output: Path | None, force: bool = True) -> Streamed:
-    channel = grpc.aio.insecure_channel(f"unix:{peer.socket}", options=(("grpc.default_authority", "localhost"),))
+    channel = grpc.aio.insecure_channel(f"unix:{peer.socket}", options=CHANNEL)
     async with channel:
         stub: Any = dfdaemon_pb2_grpc.DfdaemonDownloadStub(channel)  # type: ignore[no-untyped-call]
         request = dfdaemon_pb2.DownloadTaskRequest()
@@ -500,7 +502,7 @@ async def should_die_and_come_back_with_its_cache(peer: FaultPeer, origin: Fault
 
 
 async def should_tell_and_delete_tasks(peer: FaultPeer, origin: FaultOrigin) -> None:
-    channel = grpc.aio.insecure_channel(f"unix:{peer.socket}", options=(("grpc.default_authority", "localhost"),))
+    channel = grpc.aio.insecure_channel(f"unix:{peer.socket}", options=CHANNEL)
     async with channel:
         stub: Any = dfdaemon_pb2_grpc.DfdaemonDownloadStub(channel)  # type: ignore[no-untyped-call]
         question = dfdaemon_pb2.StatLocalTaskRequest(task_id=TASK)

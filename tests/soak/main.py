@@ -8,8 +8,9 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.soak.kinds import PAIRS
 from tests.soak.run import Outcome
 from tests.soak.schedule import schedule
 from tests.soak.summary import Summary
-from tests.soak.worker import Worker, run_chunk
+from tests.soak.worker import Done, Worker, room, run_chunk
 
 _CHUNK = 48
 _LONGEST_TEXT = 2000
@@ -52,11 +53,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _replay(seed: int) -> bool:
-    worker = Worker(1)
-    try:
-        done = worker.run([seed])
-    finally:
-        worker.close()
+    with room() as folder:
+        worker = Worker(1, folder)
+        try:
+            done = worker.run([seed])
+        finally:
+            worker.close()
     (outcome,) = done.outcomes
     print(schedule(seed))
     print("\n".join(outcome.said))
@@ -71,19 +73,20 @@ def _soak(options: argparse.Namespace) -> bool:
     summary = Summary()
     started = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+    with room() as folder, ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+        run = partial(run_chunk, lanes=options.lanes, folder=folder)
         following = options.first_seed
         while summary.counted < options.schedules:
             # Not all of them count, but most do.
             more = max(_CHUNK, options.schedules - summary.counted)
-            _run(pool, summary, range(following, following + more), options.lanes)
+            _run(pool, run, summary, range(following, following + more))
             following += more
         for _ in range(_ROUNDS):
             wanted = list(_missing(summary, options.at_least, following))
             if not wanted:
                 break
             following = max(wanted) + 1
-            _run(pool, summary, wanted, options.lanes)
+            _run(pool, run, summary, wanted)
     summary.seconds = time.monotonic() - started
     print(summary)
     if options.json:
@@ -104,11 +107,13 @@ def _missing(summary: Summary, least: int, first: int) -> Iterator[int]:
         yield from range(start, start + len(PAIRS) * (lacking * 2), len(PAIRS))
 
 
-def _run(pool: ProcessPoolExecutor, summary: Summary, seeds: range | list[int], lanes: int) -> None:
+def _run(
+    pool: ProcessPoolExecutor, run: Callable[[list[int]], Done], summary: Summary, seeds: range | list[int]
+) -> None:
     left = iter(seeds)
     chunks = []
     while chunk := list(islice(left, _CHUNK)):
-        chunks.append(pool.submit(run_chunk, chunk, lanes))
+        chunks.append(pool.submit(run, chunk))
     for number, done in enumerate(as_completed(chunks), start=1):
         summary.add(done.result())
         # At once: a long run may be ended before it tells the rest.

@@ -21,7 +21,7 @@ from dfagent.transports.verifying import Verifying
 from dfagent.types import ObjectEntry, TaskIdentity
 from dfagent.ways import Ways
 from tests.soak.kinds import PAIRS
-from tests.soak.worker import Worker
+from tests.soak.worker import Worker, room
 
 _ROUNDS = 3
 
@@ -196,8 +196,9 @@ SABOTAGES = (
 
 def prove() -> bool:
     """Whether every sabotage is noticed; prints how."""
-    worker, well = Worker(6), True
-    try:
+    well = True
+    with room() as folder:
+        worker = Worker(6, folder)
         for sabotage in SABOTAGES:
             with sabotage.done():
                 done = worker.run(sabotage.seeds())
@@ -206,6 +207,5 @@ def prove() -> bool:
             noticed = [f"{kind} (seed {seen[kind]})" for kind in sabotage.kinds if kind in seen]
             well = well and bool(noticed)
             print(f"{sabotage.name}: {', '.join(noticed) or f'NOT NOTICED, but {seen}'}")
-    finally:
         worker.close()
     return well
