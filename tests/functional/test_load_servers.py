@@ -44,13 +44,12 @@ async def _status(port: int) -> bytes:
 
 async def should_refuse_what_comes_faster_than_the_rate_and_say_when_to_come_again() -> None:
     now = 0.0
-    async with (
-        CannedHttp(http_answer(200, b"bytes")) as store,
-        ThrottlingGate(int(store.url.rpartition(":")[2]), rate=2.0, burst=2.0, clock=lambda: now) as gate,
-    ):
-        answers = [await _status(gate.port) for _ in range(3)]
-        now = 0.5
-        answers += [await _status(gate.port) for _ in range(2)]
+    async with CannedHttp(http_answer(200, b"bytes")) as store:
+        gate = ThrottlingGate(int(store.url.rpartition(":")[2]), rate=2.0, burst=2.0, clock=lambda: now)
+        async with gate:
+            answers = [await _status(gate.port) for _ in range(3)]
+            now = 0.5
+            answers += [await _status(gate.port) for _ in range(2)]
     assert [answer.split(b" ")[1] for answer in answers] == [b"200", b"200", b"503", b"200", b"503"]
     assert b"Retry-After: 1" in answers[2]
     assert (gate.passed, gate.refused) == (3, 2)

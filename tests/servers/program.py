@@ -110,6 +110,7 @@ async def start(
     environment: Mapping[str, str] | None = None,
     stdout: int | None = None,
     main: str = MAIN,
+    umask: int = -1,
     inside: Sequence[str] = (),
 ) -> Running:
     """Starts `dfagent` with these arguments; `environment` is added to a clean one, `main` replaces its first lines.
@@ -129,6 +130,7 @@ async def start(
             stdout=out if stdout is None else stdout,
             stderr=err,
             env=_environment(evidence, environment),
+            umask=umask,
         )
     place.arguments_of(process.pid)
     return Running(process, place.out, place.err)
