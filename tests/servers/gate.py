@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
 
 _CHUNK = 1 << 16
 
@@ -39,6 +40,9 @@ class Rule:
         await self._released.wait()
 
 
+AnyGate = TypeVar("AnyGate", bound="Gate")
+
+
 class Gate:
     """`async with Gate(port) as gate`: listens on `gate.port`; `gate.heads` are the request heads that it saw."""
 
@@ -55,7 +59,7 @@ class Gate:
     def endpoint(self) -> str:
         return f"http://{self._host}:{self.port}"
 
-    async def __aenter__(self) -> Gate:
+    async def __aenter__(self: AnyGate) -> AnyGate:  # noqa: PYI019 — Python 3.10 has no Self
         await self.revive()
         return self
 
