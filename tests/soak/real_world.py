@@ -140,7 +140,7 @@ class World:
     def fill_small_disk(self, leave: int) -> None:
         """Takes all room of the small disk but `leave` bytes."""
         room = shutil.disk_usage(self.small_disk).free - leave
-        with (self.small_disk / "filler").open("ab") as filler, suppress(OSError):
+        with suppress(OSError), (self.small_disk / "filler").open("ab") as filler:
             while room > 0:
                 room -= filler.write(bytes(min(room, MIB)))
                 filler.flush()
