@@ -82,8 +82,8 @@ def build_scheduler(bin_folder: Path, report: Report) -> None:
 
 
 def build_legacy(bin_folder: Path, report: Report) -> None:
-    """Put the Go daemon's `dfget` into the folder; three minutes on two cores."""
-    _build_go("dfget", LEGACY_VERSION, bin_folder, report, "three minutes", LEGACY_SUMS)
+    """Put the Go daemon's `dfget` into the folder; two minutes on two cores."""
+    _build_go("dfget", LEGACY_VERSION, bin_folder, report, "two minutes", LEGACY_SUMS)
 
 
 def _build_go(program: str, version: str, bin_folder: Path, report: Report, takes: str, sums: str = "") -> None:
