@@ -150,7 +150,7 @@ class FaultDfdaemon(dfdaemon_pb2_grpc.DfdaemonDownloadServicer):
                 raise BackendError(fault.amount)
             async for message in run.messages(fault, fire):
                 yield message
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             run.was_given_up()
             raise
         except BackendError as exc:
