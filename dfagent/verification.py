@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -60,7 +60,7 @@ class ModelCheck:
     `outcome` is "whole", "damaged", "mended", or "foreign" for what dfagent did not put there. `store` is "same",
     "newer", "gone", or "unknown" where it was not asked or did not answer. `unverified` files have the right size, and
     nobody knows a checksum of them. `wrong` and `strange` are what a repair goes by: files whose bytes are not right,
-    with their checksum where it is known, and names that do not belong there.
+    and names that do not belong there.
     """
 
     model: str
@@ -74,12 +74,12 @@ class ModelCheck:
     damage: list[Damage] = field(default_factory=list)
     store: str = "unknown"
     note: str = ""
-    wrong: dict[ManifestFile, Checksum | None] = field(default_factory=dict)
+    wrong: list[ManifestFile] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
 
     def fields(self) -> dict[str, object]:
         """What a record of it holds."""
-        record = asdict(replace(self, wrong={}))
+        record = asdict(self)
         del record["wrong"], record["strange"]
         return {"kind": "verification", **record}
 
@@ -187,7 +187,7 @@ class Verification:
             problem = await asyncio.to_thread(self._problem, generation, file, checksum)
         if problem:
             check.damage.append(Damage(file.path, problem))
-            check.wrong[file] = checksum
+            check.wrong.append(file)
         elif checksum:
             check.verified += 1
         else:
@@ -263,8 +263,7 @@ class Verification:
         return errors
 
     def _trust_no_more(self, check: ModelCheck) -> None:
-        for file, checksum in check.wrong.items():
-            self.folder.ledger.learn(file.version, checksum)
+        for file in check.wrong:
             self.folder.ledger.forget(file.version)
         generation = self.folder.generation(check.model, check.generation)
         for name in check.strange:

@@ -15,7 +15,7 @@ from dfagent.errors import ConfigError, DfagentError
 from dfagent.fetching import Fetcher
 from dfagent.model_job import Observer, Tools
 from dfagent.pruning import Pruner
-from dfagent.repository.folder import RepositoryFolder
+from dfagent.repository.folder import RepositoryFolder, disk_errors
 from dfagent.repository.sha256sums import Sha256Check
 from dfagent.settings.files import Settings
 from dfagent.stores.registry import open_store
@@ -56,6 +56,7 @@ class Session:
 
     agents: list[Agent]
     triton: TritonClient | None
+    folder: RepositoryFolder | None = None
     pruner: Pruner | None = None
 
     async def run(self) -> PassResult:
@@ -73,7 +74,17 @@ class Session:
             total.errors += result.errors
         if self.pruner:
             await self._prune(self.pruner, total)
+        if self.folder:
+            await self._sweep(self.folder, total)
         return total
+
+    async def _sweep(self, folder: RepositoryFolder, total: PassResult) -> None:
+        """Now, while nothing is under way: a service that runs for months starts only once."""
+        try:
+            with disk_errors(folder.state):
+                await asyncio.to_thread(folder.sweep)
+        except DfagentError as exc:
+            total.errors.append(exc)
 
     async def _prune(self, pruner: Pruner, total: PassResult) -> None:
         """After all repositories, because a model may have moved from one to the other."""
@@ -135,7 +146,7 @@ async def open_session(
             isolated = settings.dragonfly.isolation == "per-credential"
             agents.append(Agent(url, tools, per_credential=isolated, allow_empty=options.allow_empty))
         pruner = Pruner(folder, triton, observer.finished) if folder and options.prune else None
-        yield Session(agents, triton, pruner)
+        yield Session(agents, triton, folder, pruner)
 
 
 def _check_pruning(options: RunOptions) -> None:

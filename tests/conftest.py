@@ -15,6 +15,7 @@ import pytest
 
 from dfagent.errors import PartError
 from dfagent.local.dragonfly import DragonflyCluster
+from dfagent.local.legacy import LegacyPeer
 from dfagent.local.object_store import S3Server
 from dfagent.local.triton import TritonServer
 from tests.servers.program import NEUTRAL, leaks_in
@@ -26,11 +27,14 @@ MARKS = {
     "dragonfly": "dragonfly",
     "seeded_dragonfly": "dragonfly",
     "start_dragonfly": "dragonfly",
+    "legacy_peer": "dragonfly",
+    "start_legacy_peer": "dragonfly",
     "start_triton": "triton",
 }
 
 Part = TypeVar("Part")
 StartDragonfly = Callable[..., DragonflyCluster]
+StartLegacyPeer = Callable[[], LegacyPeer]
 StartTriton = Callable[..., TritonServer]
 
 
@@ -96,6 +100,25 @@ def start_dragonfly(session_folder: Path) -> Iterator[StartDragonfly]:
         def start(**options: Any) -> DragonflyCluster:
             folder = session_folder / f"dragonfly-{uuid.uuid4().hex[:8]}"
             return stack.enter_context(_part(lambda: DragonflyCluster(folder, **options)))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def legacy_peer(session_folder: Path, dragonfly: DragonflyCluster) -> Iterator[LegacyPeer]:
+    """A real Go daemon of Dragonfly 2.0, which knows the scheduler of `dragonfly`."""
+    with _part(lambda: LegacyPeer(session_folder / "legacy", scheduler=dragonfly.scheduler_port)) as peer:
+        yield peer
+
+
+@pytest.fixture
+def start_legacy_peer(session_folder: Path, dragonfly: DragonflyCluster) -> Iterator[StartLegacyPeer]:
+    """`start_legacy_peer()`: a Go daemon of the test's own, which knows the same scheduler as `legacy_peer`."""
+    with ExitStack() as stack:
+
+        def start() -> LegacyPeer:
+            folder = session_folder / f"legacy-{uuid.uuid4().hex[:8]}"
+            return stack.enter_context(_part(lambda: LegacyPeer(folder, scheduler=dragonfly.scheduler_port)))
 
         yield start
 

@@ -1,4 +1,4 @@
-"""Dragonfly from the package registries: dfdaemon and dfget by cargo, the scheduler by go."""
+"""Dragonfly from the package registries: dfdaemon and dfget by cargo, the scheduler and the old daemon by go."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dfagent.errors import PartError
-from dfagent.local.cache import CLIENT_VERSION, SCHEDULER_VERSION, build_folder
+from dfagent.local.cache import CLIENT_VERSION, LEGACY_VERSION, SCHEDULER_VERSION, build_folder
 from dfagent.local.process import Process
 
 Report = Callable[[str], None]
@@ -34,14 +34,20 @@ BUILD_PACKAGES = (
 BUILD_TOOLS = ("cc", "protoc", "clang", "cmake", "pkg-config")
 
 # Some module mirrors refuse `go install` of a versioned path, but not a module of our own that names it as a tool.
-GO_MODULE = f"""\
-module scheduler
+GO_MODULE = """\
+module {program}
 
 go 1.25.5
 
-tool d7y.io/dragonfly/v2/cmd/scheduler
+tool d7y.io/dragonfly/v2/cmd/{program}
 
-require d7y.io/dragonfly/v2 v{SCHEDULER_VERSION}
+require d7y.io/dragonfly/v2 v{version}
+"""
+# The checksum database does not know this version. Its tag was moved two months later; these are the sums of the
+# commit that released it ("chore: release v2.0.9", a75edd4), which is what module mirrors have.
+LEGACY_SUMS = f"""\
+d7y.io/dragonfly/v2 v{LEGACY_VERSION} h1:g+fgrlCSq4iGK5FmCSrJaLLq3EGxucdi+61C3CFXS6k=
+d7y.io/dragonfly/v2 v{LEGACY_VERSION}/go.mod h1:kLZb+EsKsofWQKKEcZ0YrMqKzjC/9coLcdac4zMsvIU=
 """
 
 
@@ -72,24 +78,36 @@ def build_client(bin_folder: Path, report: Report) -> None:
 
 def build_scheduler(bin_folder: Path, report: Report) -> None:
     """Put the scheduler into the folder; five minutes on two cores."""
+    _build_go("scheduler", SCHEDULER_VERSION, bin_folder, report, "five minutes")
+
+
+def build_legacy(bin_folder: Path, report: Report) -> None:
+    """Put the Go daemon's `dfget` into the folder; two minutes on two cores."""
+    _build_go("dfget", LEGACY_VERSION, bin_folder, report, "two minutes", LEGACY_SUMS)
+
+
+def _build_go(program: str, version: str, bin_folder: Path, report: Report, takes: str, sums: str = "") -> None:
+    """Build one of Dragonfly's Go programs; `sums` are the lines of go.sum for Dragonfly's own module."""
     _need_tool("go", "install Go 1.25 or newer: https://go.dev/doc/install")
-    work = _work_folder("scheduler")
+    name = f"{program} {version}"
+    work = _work_folder(f"{program}-{version}")
     module = work / "module"
     module.mkdir(exist_ok=True)
-    (module / "go.mod").write_text(GO_MODULE)
-    report("building the scheduler from the Go module registry: five minutes on two cores")
+    (module / "go.mod").write_text(GO_MODULE.format(program=program, version=version))
+    (module / "go.sum").write_text(sums)
+    report(f"building {name} from the Go module registry: {takes} on two cores")
     # The checksum database lacks one of its dependencies; the module itself ships all of their sums.
-    shutil.copyfile(_module_folder(module) / "go.sum", module / "go.sum")
-    _run("scheduler", ["go", "mod", "tidy"], log=work / "tidy.log", cwd=module, report=report)
+    (module / "go.sum").write_text(sums + (_module_folder(module, version) / "go.sum").read_text())
+    _run(name, ["go", "mod", "tidy"], log=work / "tidy.log", cwd=module, report=report)
     _run(
-        "scheduler",
-        ["go", "build", "-v", "-ldflags", "-s -w", "-o", work / "scheduler", "d7y.io/dragonfly/v2/cmd/scheduler"],
+        name,
+        ["go", "build", "-v", "-ldflags", "-s -w", "-o", work / program, f"d7y.io/dragonfly/v2/cmd/{program}"],
         log=work / "build.log",
         cwd=module,
         report=report,
         progress=lambda log: f"{_count(log, '')} packages compiled",
     )
-    shutil.move(work / "scheduler", bin_folder / "scheduler")
+    shutil.move(work / program, bin_folder / program)
     shutil.rmtree(work)
 
 
@@ -99,12 +117,12 @@ def _work_folder(name: str) -> Path:
     return folder
 
 
-def _module_folder(cwd: Path) -> Path:
-    command = ["go", "mod", "download", "-json", f"d7y.io/dragonfly/v2@v{SCHEDULER_VERSION}"]
+def _module_folder(cwd: Path, version: str) -> Path:
+    command = ["go", "mod", "download", "-json", f"d7y.io/dragonfly/v2@v{version}"]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = done.stderr.strip() or done.stdout.strip()
-        raise PartError(f"the scheduler's module can't be downloaded: {reason}")
+        raise PartError(f"Dragonfly's module of {version} can't be downloaded: {reason}")
     return Path(json.loads(done.stdout)["Dir"])
 
 

@@ -12,6 +12,8 @@ from dfagent.errors import PartError
 
 CLIENT_VERSION = "1.5.10"
 SCHEDULER_VERSION = "2.5.1"
+# The Go daemon that was before dfdaemon: no module mirror seen here has a newer one.
+LEGACY_VERSION = "2.0.9"
 
 _PARTS_LIST = Path(__file__).resolve().parents[2] / "requirements" / "parts.txt"
 
@@ -40,6 +42,16 @@ def client_folder() -> Path:
 def scheduler_folder() -> Path:
     """The folder of this version's scheduler; it exists only when it is complete."""
     return cache_folder() / "dragonfly" / f"scheduler-{SCHEDULER_VERSION}" / "bin"
+
+
+def legacy_folder() -> Path:
+    """The folder of the Go daemon that was before dfdaemon; it exists only when it is complete."""
+    return cache_folder() / "dragonfly" / f"legacy-{LEGACY_VERSION}" / "bin"
+
+
+def legacy_dfget() -> Path:
+    """The Go daemon's program (`dfget daemon` is the peer); it need not exist yet."""
+    return legacy_folder() / "dfget"
 
 
 def build_folder() -> Path:

@@ -1,4 +1,4 @@
-"""Installs the real parts into the cache: `python -m dfagent.local.install dragonfly|parts`.
+"""Installs the real parts into the cache: `python -m dfagent.local.install dragonfly|legacy|parts …`.
 
 Only the standard library is needed, so that it runs before any environment is made.
 """
@@ -19,22 +19,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dfagent.errors import PartError
-from dfagent.local.build import build_client, build_scheduler, need_packages
+from dfagent.local.build import build_client, build_legacy, build_scheduler, need_packages
 from dfagent.local.cache import (
     CLIENT_VERSION,
+    LEGACY_VERSION,
     SCHEDULER_VERSION,
     DragonflyBinaries,
     cache_folder,
     client_folder,
     dragonfly_binaries,
+    legacy_folder,
     parts_folder,
     parts_list,
     parts_target,
     scheduler_folder,
 )
-from dfagent.local.releases import ReleaseUnavailable, client_from_release, scheduler_from_release
+from dfagent.local.releases import ReleaseUnavailable, client_from_release, legacy_from_release, scheduler_from_release
 
-__all__ = ["DragonflyBinaries", "dragonfly_binaries", "install_dragonfly", "install_parts", "parts_folder"]
+__all__ = [
+    "DragonflyBinaries",
+    "dragonfly_binaries",
+    "install_dragonfly",
+    "install_legacy",
+    "install_parts",
+    "parts_folder",
+]
 
 Report = Callable[[str], None]
 # Puts the programs into a folder.
@@ -58,6 +67,13 @@ def install_dragonfly(report: Report) -> DragonflyBinaries:
     if binaries is None:
         raise PartError(f"{client_folder().parents[1]} is not complete", hint="remove it and try again")
     return binaries
+
+
+def install_legacy(report: Report) -> Path:
+    """The folder with the Go daemon that was before dfdaemon, installed likewise; only tests need it."""
+    with _alone("dragonfly", report) as say:
+        _install(f"Dragonfly's legacy daemon {LEGACY_VERSION}", legacy_folder(), legacy_from_release, build_legacy, say)
+    return legacy_folder()
 
 
 def install_parts(report: Report) -> Path:
@@ -167,14 +183,19 @@ def _wait_for(lock: int, lines: Path, report: Report) -> None:
 
 def main(arguments: list[str]) -> int:
     """Install what is named; the exit code is PartError's where it can't be."""
-    installers = {"dragonfly": install_dragonfly, "parts": install_parts}
-    if len(arguments) != 1 or arguments[0] not in installers:
-        sys.stderr.write(f"usage: python -m dfagent.local.install {'|'.join(installers)}\n")
+    installers: dict[str, Callable[[Report], object]] = {
+        "dragonfly": install_dragonfly,
+        "legacy": install_legacy,
+        "parts": install_parts,
+    }
+    if not arguments or not installers.keys() >= set(arguments):
+        sys.stderr.write(f"usage: python -m dfagent.local.install {'|'.join(installers)} …\n")
         return 2
     # As an exception, so that what was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        installers[arguments[0]](_print)
+        for name in arguments:
+            installers[name](_print)
     except PartError as exc:
         sys.stderr.write(f"{exc}\n")
         return exc.exit_code

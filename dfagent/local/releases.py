@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfagent.local.cache import CLIENT_VERSION, SCHEDULER_VERSION
+from dfagent.local.cache import CLIENT_VERSION, LEGACY_VERSION, SCHEDULER_VERSION
 
 API = "https://api.github.com/repos"
 DOWNLOADS = "https://github.com"
@@ -42,16 +42,24 @@ def client_from_release(bin_folder: Path, report: Report, *, api: str = API) -> 
     machine = _machine({"x86_64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"})
     name = f"dragonfly-client-v{CLIENT_VERSION}-{machine}-unknown-linux-musl.tar.gz"
     asset = _asset_by_digest(f"{api}/dragonflyoss/client/releases/tags/v{CLIENT_VERSION}", name)
-    _install(asset, ("dfdaemon", "dfget"), bin_folder, report)
+    _install(asset, ("dfdaemon", "dfget"), "--version", bin_folder, report)
 
 
 def scheduler_from_release(bin_folder: Path, report: Report, *, downloads: str = DOWNLOADS) -> None:
     """Put the scheduler into the folder; ReleaseUnavailable leaves nothing that could be run."""
+    _go_from_release(SCHEDULER_VERSION, "scheduler", bin_folder, report, downloads)
+
+
+def legacy_from_release(bin_folder: Path, report: Report, *, downloads: str = DOWNLOADS) -> None:
+    """Put the Go daemon's `dfget` into the folder; ReleaseUnavailable leaves nothing that could be run."""
+    _go_from_release(LEGACY_VERSION, "dfget", bin_folder, report, downloads)
+
+
+def _go_from_release(version: str, program: str, bin_folder: Path, report: Report, downloads: str) -> None:
     machine = _machine({"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"})
-    name = f"dragonfly-{SCHEDULER_VERSION}-linux-{machine}.tar.gz"
-    folder = f"{downloads}/dragonflyoss/dragonfly/releases/download/v{SCHEDULER_VERSION}"
-    asset = _asset_by_checksums(folder, name)
-    _install(asset, ("scheduler",), bin_folder, report)
+    folder = f"{downloads}/dragonflyoss/dragonfly/releases/download/v{version}"
+    asset = _asset_by_checksums(folder, f"dragonfly-{version}-linux-{machine}.tar.gz")
+    _install(asset, (program,), "version", bin_folder, report)
 
 
 def _machine(names: dict[str, str]) -> str:
@@ -86,7 +94,7 @@ def _asset_by_checksums(folder: str, name: str) -> Asset:
     raise ReleaseUnavailable(f"no sha256 is published for {name}")
 
 
-def _install(asset: Asset, programs: Sequence[str], bin_folder: Path, report: Report) -> None:
+def _install(asset: Asset, programs: Sequence[str], question: str, bin_folder: Path, report: Report) -> None:
     archive = bin_folder / "release.tar.gz"
     report(f"downloading {asset.url.rpartition('/')[2]}")
     try:
@@ -97,7 +105,7 @@ def _install(asset: Asset, programs: Sequence[str], bin_folder: Path, report: Re
     finally:
         archive.unlink(missing_ok=True)
     for program in programs:
-        _check_that_it_runs(bin_folder / program)
+        _check_that_it_runs(bin_folder / program, question)
 
 
 def _read(url: str) -> bytes:
@@ -143,9 +151,8 @@ def _unpack(archive: Path, programs: Sequence[str], bin_folder: Path) -> None:
         raise ReleaseUnavailable(f"the archive has no {', '.join(sorted(missing))}")
 
 
-def _check_that_it_runs(program: Path) -> None:
-    question = ["version"] if program.name == "scheduler" else ["--version"]
+def _check_that_it_runs(program: Path, question: str) -> None:
     try:
-        subprocess.run([program, *question], check=True, capture_output=True, timeout=30)
+        subprocess.run([program, question], check=True, capture_output=True, timeout=30)
     except (OSError, subprocess.SubprocessError) as exc:
         raise ReleaseUnavailable(f"{program.name} does not run here: {exc}") from exc

@@ -19,18 +19,16 @@ DIR/<model>: where one stands in the place of a folder or a file of ours, nothin
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import time
 import uuid
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfagent.errors import ConfigError, FolderInUse, RepositoryError, UnsafePath
-from dfagent.repository import ledger, leftovers
+from dfagent.errors import ConfigError, UnsafePath
+from dfagent.repository import leftovers
 from dfagent.repository.disk import (
     FILE_MODE,
     FOLDER_MODE,
@@ -38,7 +36,6 @@ from dfagent.repository.disk import (
     children,
     disk_errors,
     make_folder,
-    open_file,
     plain_file,
     plain_folder,
     read_file,
@@ -49,16 +46,14 @@ from dfagent.repository.disk import (
 from dfagent.repository.folding import Folding, folding_of
 from dfagent.repository.ledger import Ledger
 from dfagent.repository.manifest import Manifest, ManifestFile
+from dfagent.repository.opening import KINDS, check_places, check_same_mount, locked, name_owner
 from dfagent.repository.space import Space
 from dfagent.repository.trust import Trust, trust
 from dfagent.types import Checksum
 
 __all__ = ["FILE_MODE", "FOLDER_MODE", "RepositoryFolder", "disk_errors"]
 
-_KINDS = ("generations", "manifests", "staging", "partials", "loaded", "configs", "sha256sums", "tmp")
 _BY_MODEL = ("generations", "manifests", "staging", "partials")
-_OWNER = "target"
-_LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +83,15 @@ class RepositoryFolder:
     def open(self) -> None:
         """Makes both folders, proves that a link in one can be replaced from the other, and takes the lock."""
         with disk_errors(self.target):
-            self._check_places()
+            check_places(self.target, self.state)
             make_folder(self.target)
             make_folder(self.state)
-            for kind in _KINDS:
+            for kind in KINDS:
                 make_folder(self._state(kind))
-            self._lock()
+            self._lock_fd = locked(self.target, self.state)
             try:
-                write_file(self.state / _OWNER, self.temporary(), self._owner.encode())
-                self._check_same_mount()
+                name_owner(self.target, self.state, self.temporary())
+                check_same_mount(self.target, self.state, self.temporary())
                 self.sweep()
                 self.ledger = Ledger(self.state)
                 self.folds = folding_of(self._state("tmp"))
@@ -106,7 +101,7 @@ class RepositoryFolder:
 
     def look(self) -> None:
         """Instead of `open`, for one who only reads: needs no lock, and makes and changes nothing."""
-        self._check_places()
+        check_places(self.target, self.state)
         for folder in (self.target, self.state):
             if not check_folder(folder):
                 raise ConfigError(
@@ -114,37 +109,6 @@ class RepositoryFolder:
                     hint="name the folder that was --to of prefetch or serve, and its --state if it had one",
                 )
         self.ledger = Ledger(self.state, read_only=True)
-
-    @property
-    def _owner(self) -> str:
-        """How the state folder names its DIR; relative, so that both can be moved together."""
-        return os.path.relpath(self.target, self.state)
-
-    def _check_places(self) -> None:
-        """Refuses places where one folder would spoil the other, and a state folder that is not this DIR's own."""
-        if self.state == self.target or self.target in self.state.parents:
-            raise ConfigError(
-                f"the state folder {self.state} lies inside the model repository {self.target}",
-                hint="choose one beside it: Triton takes every folder in its repository for a model",
-            )
-        if self.state in self.target.parents:
-            raise ConfigError(
-                f"the model repository {self.target} lies inside the state folder {self.state}",
-                hint="choose a state folder beside it",
-            )
-        names = {path.name for path in children(self.state)}
-        owner = read_file(self.state / _OWNER)
-        if owner is None and names - {*_KINDS, _LOCK, *ledger.FILES}:
-            raise ConfigError(
-                f"the state folder {self.state} holds files that are not dfagent's",
-                hint="choose an empty or a new folder for --state",
-            )
-        if owner is not None and owner.decode(errors="replace") != self._owner:
-            raise ConfigError(
-                f"{self.state} is the state folder of another model repository "
-                f"({owner.decode(errors='replace')} from there)",
-                hint="give each --to a --state of its own",
-            )
 
     def close(self) -> None:
         self.ledger.close()
@@ -154,44 +118,6 @@ class RepositoryFolder:
 
     def _state(self, kind: str) -> Path:
         return self.state / kind
-
-    def _lock(self) -> None:
-        self._lock_fd = open_file(self.state / _LOCK)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._lock_fd, 20, 0).decode(errors="replace").strip()
-            self.close()
-            raise FolderInUse(
-                f"another dfagent (process {holder or 'unknown'}) works on {self.target}",
-                hint="wait for it, stop it, or give this one another --to",
-            ) from None
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
-
-    def _check_same_mount(self) -> None:
-        # Two mounts of one file system have the same device number: only trying tells.
-        probe, arrived = self.temporary(), self.target / f".dfagent-probe-{uuid.uuid4().hex}"
-        try:
-            write_file(arrived, probe, b"")
-        except OSError as exc:
-            if exc.errno != errno.EXDEV:
-                raise
-            raise RepositoryError(self._other_mount(), hint=self._mount_hint()) from exc
-        finally:
-            probe.unlink(missing_ok=True)
-            with suppress(OSError):
-                arrived.unlink(missing_ok=True)
-
-    def _other_mount(self) -> str:
-        if os.path.ismount(self.target):
-            return f"{self.target} is a mount point itself, so its state folder {self.state} lies on another mount"
-        return f"{self.target} and its state folder {self.state} lie on different mounts"
-
-    def _mount_hint(self) -> str:
-        if os.path.ismount(self.target):
-            return f"choose a folder inside it, such as --to {self.target / 'models'}, and let Triton mount the parent"
-        return f"choose --state on the mount of {self.target}, or leave it out"
 
     def sweep(self, busy: Collection[str] = (), now: float | None = None) -> None:
         """Removes what killed runs left and nobody goes on with, and what is too old or too much to be kept.
@@ -234,6 +160,16 @@ class RepositoryFolder:
 
     def manifest_path(self, model: str, digest: str) -> Path:
         return self._of("manifests", model) / f"{digest}.json"
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for a moment. One below the system's own folder would stay there for ever after a kill."""
+        folder = self.temporary()
+        make_folder(folder)
+        try:
+            yield folder
+        finally:
+            remove(folder)
 
     def stored_config(self, model: str, version: str) -> bytes | None:
         """The model's config.pbtxt as the store had it, if it was of this version."""

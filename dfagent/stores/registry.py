@@ -21,7 +21,9 @@ def open_store(
 ) -> Store:
     """The store that serves the URL, with the credential of the longest matching prefix; sends no request.
 
-    Timeouts are seconds; `ttl` bounds the life of signed URLs. Raises `ConfigError` for a scheme without a store.
+    Timeouts are seconds; `ttl` bounds the life of signed URLs. With `checksums`, answers to signed GETs carry the
+    store's checksum too, and each must send `SignedUrl.headers`; `Store.checksum` asks by itself in any case. Raises
+    `ConfigError` for a scheme without a store.
     """
     if url.scheme == "s3":
         from dfagent.stores.s3 import S3Store

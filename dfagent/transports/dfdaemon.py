@@ -15,7 +15,7 @@ import grpc
 from dragonfly_api import common_pb2, dfdaemon_pb2
 
 from dfagent._compat import timeout
-from dfagent.errors import DfagentError, NoSpace, PeerUnavailable, Stalled, Truncated
+from dfagent.errors import DamagedTask, DfagentError, NoSpace, PeerUnavailable, Stalled, Truncated
 from dfagent.transports.dfdaemon_client import DfdaemonClient, has_no_room, link_error, peer_error
 from dfagent.transports.options import RequestOptions, Timeouts, check_task_id
 from dfagent.transports.traffic import PieceCount, source_of
@@ -75,7 +75,7 @@ class DfdaemonTransport:
         try:
             pieces = await self._download(request, self._message(request, signed, path), folder)
             if path:
-                await self._check(path, request)
+                await asyncio.to_thread(_check_file, path, request)
         except BaseException:
             if path:
                 # The first error counts, whatever else is wrong with the folder.
@@ -123,20 +123,12 @@ class DfdaemonTransport:
             stream.cancel()
         # Not before: dfdaemon may still make a file for a download that we gave up.
         if size != request.entry.size:
-            raise Truncated(f"{request.label}: dfdaemon has {size} bytes of it, {request.entry.size} were listed")
+            raise DamagedTask(f"{request.label}: dfdaemon has {size} bytes of it, {request.entry.size} were listed")
         # A stream that ends well is not enough: one whose task in dfdaemon panicked does so, too, and the file that was
         # linked has its full size from the start.
         if pieces.total != size and not await self._client.is_here(request.task.id):
             raise Truncated(f"{request.label}: dfdaemon ended after {pieces.total} of {size} bytes")
         return pieces
-
-    async def _check(self, path: Path, request: FetchRequest) -> None:
-        """A finished task whose file is too short would be given again and again: only without it dfdaemon fetches."""
-        try:
-            await asyncio.to_thread(_check_file, path, request)
-        except Truncated:
-            await self.discard(request.task.id)
-            raise
 
     async def _error(
         self, request: FetchRequest, exc: grpc.aio.AioRpcError, heard: bool, folder: Path | None
@@ -200,7 +192,4 @@ def _check_file(path: Path, request: FetchRequest) -> None:
             hint="does dfdaemon see this folder by another name? `path_map` in dragonfly_config.json tells which",
         ) from exc
     if size != request.entry.size:
-        raise Truncated(
-            f"{request.label}: dfdaemon delivered {size} of {request.entry.size} bytes",
-            hint="its cached task was damaged and is deleted: run again",
-        )
+        raise DamagedTask(f"{request.label}: dfdaemon delivered {size} of {request.entry.size} bytes")

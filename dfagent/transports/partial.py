@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from dfagent.checksums import Hasher
-from dfagent.errors import Changed, NoSpace, NotFound, RepositoryError, UnsafePath
+from dfagent.errors import Changed, DamagedTask, NoSpace, NotFound, RepositoryError, UnsafePath
 from dfagent.tasks import finished_in_thread
 from dfagent.transports.blocks import JOURNAL_ALGORITHMS, combined, crc_function
 from dfagent.types import Checksum
@@ -24,7 +24,6 @@ RANGE_SIZE = 32 << 20
 # Claimed blocks are read again in steps of this size, so that a cancellation needn't wait for all of them.
 _CHECK_STEP = 32 << 20
 _LINE = re.compile(r"(\d{1,9}) ([0-9a-f]{1,16}|-)")
-_KINDS = ("direct", "proxy")
 
 
 class PartialFile:
@@ -265,7 +264,7 @@ async def opened(partial: PartialFile) -> AsyncIterator[None]:
         while await finished_in_thread(partial.check):
             pass
         yield
-    except (Changed, NotFound):
+    except (Changed, DamagedTask, NotFound):
         await finished_in_thread(partial.remove)
         raise
     except BaseException:
@@ -274,13 +273,6 @@ async def opened(partial: PartialFile) -> AsyncIterator[None]:
         raise
     finally:
         partial.close()
-
-
-def remove_partials(folder: Path, task_id: str) -> None:
-    """Removes what direct and proxy left of an object in the folder, when another way brings it; blocks."""
-    for kind in _KINDS:
-        for path in _places(folder, task_id, kind):
-            path.unlink(missing_ok=True)
 
 
 def _places(folder: Path, task_id: str, kind: str) -> tuple[Path, Path]:

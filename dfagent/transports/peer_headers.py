@@ -2,7 +2,8 @@
 
 The Go daemon (`dfget daemon` of Dragonfly 2.0 and 2.1, port 65001) knows no content id: it names a task by the URL
 without the filtered parameters, the range, the tag and the application. So the version of the object goes into the
-tag, and a range is never asked for: each would be a task of its own, and its answers don't tell the total size.
+tag, and a range is never asked for: each would be a task of its own that no other node shares, 2.0's answers make up a
+total size (the range's end), and a range past the end is answered by 206 and nothing. All of it comes from its cache.
 For today's dfdaemon the tag is a label of its metrics, which must not have a value for every object.
 """
 
@@ -22,9 +23,9 @@ LEGACY_PEER = "X-Dragonfly-Peer"
 
 
 def request_headers(
-    options: RequestOptions, request: FetchRequest, signed: SignedUrl, *, legacy: bool
+    options: RequestOptions, request: FetchRequest, signed: SignedUrl, *, legacy: bool | None
 ) -> dict[str, str]:
-    """All headers of a GET through the peer but a range."""
+    """All headers of a GET through the peer but a range; None speaks to today's dfdaemon and lets the other answer."""
     headers = _common(options)
     if legacy:
         own = options.dragonfly_headers()
@@ -41,6 +42,10 @@ def request_headers(
             "X-Dragonfly-Filtered-Query-Params": ",".join(options.filters_for(signed)),
             "X-Dragonfly-Content-For-Calculating-Task-ID": request.task.content,
         }
+        if legacy is None:
+            # Its answer to these words is thrown away, but without the filter each signature would be a new task of
+            # its own: every run would cost the origin one more download.
+            ours["X-Dragonfly-Filter"] = "&".join(options.filters_for(signed))
         if options.tag:
             ours["X-Dragonfly-Tag"] = options.tag
         if options.piece_length is not None:

@@ -13,7 +13,15 @@ import aiohttp
 from dfagent.checksums import hasher
 from dfagent.errors import DfagentError, Overloaded, PeerUnavailable, Truncated
 from dfagent.tasks import finished_in_thread
-from dfagent.transports.answers import Progress, StartAgain, check_part, check_whole, range_header
+from dfagent.transports.answers import (
+    Progress,
+    StartAgain,
+    check_head,
+    check_range,
+    check_whole,
+    of_a_task,
+    range_header,
+)
 from dfagent.transports.blocks import from_blocks, journal_algorithm
 from dfagent.transports.http import HttpClient, error_of, save_body
 from dfagent.transports.options import RequestOptions, Timeouts
@@ -55,7 +63,7 @@ class ProxyTransport:
         self._options = options
         self._http = HttpClient(timeouts, "the Dragonfly proxy", request_class=_AbsoluteFormRequest)
         self._finds_out = legacy is None
-        self._legacy = bool(legacy)
+        self._legacy = legacy
         self._block_size = block_size
 
     async def aclose(self) -> None:
@@ -86,8 +94,9 @@ class ProxyTransport:
 
     async def _warm(self, request: FetchRequest, signed: SignedUrl) -> _Came:
         async with self._answer(request, signed, 0) as response:
-            check_whole(request, response)
-            await _discard_body(response, request)
+            with of_a_task():
+                check_whole(request, response)
+                await _discard_body(response, request)
             return _Came(request.entry.size, _is_local(response))
 
     async def _fill(self, partial: PartialFile, request: FetchRequest, signed: SignedUrl) -> _Came:
@@ -121,19 +130,24 @@ class ProxyTransport:
     ) -> _Came:
         async with self._answer(request, signed, offset) as response:
             # Older dfdaemons say 200 to a range, and only Content-Range tells that it is one.
-            if offset and (response.status == 206 or "Content-Range" in response.headers):
-                check_part(request, response, offset, partial.size - offset)
-            else:
-                check_whole(request, response)
-                if offset:
-                    progress.start_over()
-                    await finished_in_thread(partial.start_over)
-                    offset = 0
+            ranged = bool(offset) and (response.status == 206 or "Content-Range" in response.headers)
+            if ranged:
+                check_range(request, response, offset, partial.size - offset)
+            with of_a_task():
+                if ranged:
+                    check_head(request, response, partial.size - offset)
+                else:
+                    check_whole(request, response)
+            if not ranged and offset:
+                progress.start_over()
+                await finished_in_thread(partial.start_over)
+                offset = 0
             whole = offset == 0 and expected is not None and not from_blocks(expected)
             beside = hasher(expected.algorithm, expected.part_size) if whole and expected else None
             await finished_in_thread(partial.begin, journal_algorithm(expected))
             writer = Writer(partial, offset, partial.size - offset, beside)
-            await save_body(response, writer, progress.add, request.label)
+            with of_a_task():
+                await save_body(response, writer, progress.add, request.label)
             return _Came(partial.size - offset, _is_local(response), beside.checksum() if beside else None)
 
     @asynccontextmanager
@@ -142,18 +156,19 @@ class ProxyTransport:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The bytes from `offset` on as the peer gives them; all of them where it is a legacy one."""
         for _ in range(2):
-            legacy = self._legacy
-            headers = request_headers(self._options, request, signed, legacy=legacy)
+            headers = request_headers(self._options, request, signed, legacy=self._legacy)
+            legacy = bool(self._legacy)
             if offset and not legacy:
                 headers.update(range_header(offset, request.entry.size - offset))
                 # A range makes dfdaemon call the whole task finished, to us and to other peers: let it become true.
                 headers.setdefault("X-Dragonfly-Prefetch", "true")
             async with self._http.get(request.label, signed.url, headers, proxy=self._proxy) as response:
                 answered_by = is_legacy(response.headers)
-                if self._finds_out and answered_by is not None and answered_by is not legacy:
-                    # It was asked in the other one's words, so its task is not by the object's version: ask anew.
+                if self._finds_out and answered_by is not None:
                     self._legacy = answered_by
-                    continue
+                    if answered_by is not legacy:
+                        # It was asked in the other one's words, so its task is not by the object's version: ask anew.
+                        continue
                 if response.status == 416 and offset:
                     raise StartAgain
                 if response.status not in (200, 206):

@@ -11,6 +11,7 @@ from pathlib import Path
 from dfagent.errors import (
     AccessDenied,
     ConnectFailed,
+    DamagedTask,
     DfagentError,
     DigestMismatch,
     Overloaded,
@@ -40,15 +41,16 @@ class RetryPolicy:
     after_stall: bool = True
 
     def pause(self, failures: int, error: DfagentError) -> float:
-        ceiling = min(self.longest_pause, self.first_pause * 2 ** (failures - 1))
+        ceiling: float = min(self.longest_pause, self.first_pause * 2 ** (failures - 1))
         wanted = error.retry_after if isinstance(error, Overloaded) else None
-        return max(random.uniform(ceiling / 2, ceiling), min(wanted or 0.0, self.longest_pause * 4))
+        # On top of what was asked for: a busy server tells all of us the same, and would meet all of us again at once.
+        return min(wanted or 0.0, self.longest_pause * 4 - ceiling) + random.uniform(ceiling / 2, ceiling)
 
     def allows(self, failures: int, error: DfagentError) -> bool:
         if isinstance(error, Stalled) and not self.after_stall:
             return False
         limit = self.overloaded_attempts if isinstance(error, Overloaded) else self.attempts
-        if isinstance(error, DigestMismatch):
+        if isinstance(error, (DigestMismatch, DamagedTask)):
             limit = min(limit, _ATTEMPTS_AT_WRONG_BYTES)
         return error.retryable and failures < limit
 

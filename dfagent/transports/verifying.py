@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from dfagent.checksums import checksum_of_file
-from dfagent.errors import DigestMismatch
+from dfagent.errors import DamagedTask, DigestMismatch
 from dfagent.tasks import finished_in_thread
 from dfagent.transports.base import Transport
-from dfagent.types import Checksum, Fetched, FetchRequest
+from dfagent.types import Checksum, Fetched, FetchRequest, file_identity
 
 log = logging.getLogger("dfagent.transports")
 Discard = Callable[[str], Awaitable[bool]]
@@ -38,8 +38,8 @@ class Verifying:
     """A transport whose files agree with the store's checksum, as far as the store gives one.
 
     The checksum comes from the store itself, never from a peer. A file that `ledger` knows is trusted without a look.
-    After a mismatch the file is removed, `discard` deletes the task (by its id) from the node's peer, so that the next
-    attempt does not meet the same bytes again, and `DigestMismatch` is raised.
+    After a mismatch the file is removed and `DigestMismatch` is raised. `discard` deletes the task (by its id) from the
+    node's peer then, and after `DamagedTask`, so that the next attempt does not meet the same bytes again.
     """
 
     def __init__(self, inner: Transport, ledger: Trust | None = None, discard: Discard | None = None) -> None:
@@ -58,22 +58,36 @@ class Verifying:
         if self._discard and folder:
             # Asked before the bytes: what a peer sends is of no use as long as the store does not answer.
             await request.expected()
-        fetched = await self._inner.fetch(request, folder)
+        try:
+            fetched = await self._inner.fetch(request, folder)
+        except DamagedTask as exc:
+            exc.hint = await self._rid(request) or exc.hint
+            raise
         if fetched.path is None:
             return fetched
         started = time.monotonic()
         try:
-            verified = await self._verified(request, fetched, fetched.path)
-        except BaseException:
-            with suppress(OSError):
-                fetched.path.unlink(missing_ok=True)
+            before = await asyncio.to_thread(_stat, fetched.path)
+            verified = await self._verified(request, fetched, fetched.path, before)
+        except BaseException as exc:
+            # What has a journal beside it can be gone on with, unless its bytes are wrong.
+            if isinstance(exc, DigestMismatch) or not fetched.path.with_suffix(".parts").exists():
+                with suppress(OSError):
+                    fetched.path.unlink(missing_ok=True)
             raise
-        return replace(fetched, verified=verified, verify_seconds=time.monotonic() - started)
+        return replace(
+            fetched,
+            verified=verified,
+            verified_as=file_identity(before),
+            verify_seconds=time.monotonic() - started,
+        )
 
-    async def _verified(self, request: FetchRequest, fetched: Fetched, path: Path) -> Checksum | None:
+    async def _verified(
+        self, request: FetchRequest, fetched: Fetched, path: Path, before: os.stat_result
+    ) -> Checksum | None:
         task = request.task.id
         if self._ledger:
-            known = await asyncio.to_thread(_is_known, self._ledger, task, path)
+            known: bool = await asyncio.to_thread(self._ledger.verified, task, before)
             if known:
                 return await asyncio.to_thread(self._ledger.checksum, task)
         expected = fetched.told or await request.expected()
@@ -93,18 +107,23 @@ class Verifying:
             f"{request.label}: the bytes that came by {fetched.transport} are not the store's: "
             f"{expected.algorithm} is {computed.value.hex()[:16]}, expected {expected.value.hex()[:16]}"
         )
-        if self._discard is None:
-            return DigestMismatch(message, hint="the store or the network changed them on the way; try again")
-        gone = await self._discard(request.task.id)
-        hint = "the damaged task was deleted from the node's Dragonfly peer"
-        if not gone:
-            hint = f"delete task {request.task.id[:16]}… from the node's Dragonfly peer: its cache may be damaged"
-        log.warning("%s; %s", message, hint)
+        hint = await self._rid(request) or "the store or the network changed them on the way; try again"
         return DigestMismatch(message, hint=hint)
 
+    async def _rid(self, request: FetchRequest) -> str:
+        """Rids the node's peer of the task and says so; "" where there is no peer."""
+        if self._discard is None:
+            return ""
+        if await self._discard(request.task.id):
+            said = "the damaged task was deleted from the node's Dragonfly peer"
+        else:
+            said = f"delete task {request.task.id[:16]}… from the node's Dragonfly peer: its cache may be damaged"
+        log.warning("%s: %s", request.label, said)
+        return said
 
-def _is_known(ledger: Trust, task: str, path: Path) -> bool:
-    return ledger.verified(task, os.stat(path, follow_symlinks=False))
+
+def _stat(path: Path) -> os.stat_result:
+    return os.stat(path, follow_symlinks=False)
 
 
 def _comparable(computed: Checksum, expected: Checksum) -> bool:

@@ -24,6 +24,8 @@ from tests.servers.fault_plan import FOREVER, Fault
 
 KEY = "repo/net/1/weights.bin"
 BODY = os.urandom(1 << 10)
+# A pool of its own: gRPC's common one goes on for a second saying that the peer is dead.
+CHANNEL = (("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1))
 SIGNED = "X-Amz-Signature=5ec7e7"
 
 
@@ -161,12 +163,13 @@ async def should_note_no_change_that_an_answer_can_not_have(origin: FaultOrigin)
 
 async def should_break_connections_as_the_name_says(origin: FaultOrigin) -> None:
     seen = {}
-    for kind in ("reset", "early-close", "early-close-without-length", "silence", "stall", "garbage"):
+    for kind in ("reset", "early-close", "broken-off", "early-close-without-length", "silence", "stall", "garbage"):
         origin.plan.add(Fault(kind, "get", amount=300))
         seen[kind] = await get(origin)
-    assert len(origin.plan.log) == 6
+    assert len(origin.plan.log) == 7
     assert seen["reset"].end == "rst"
     assert (seen["early-close"].headers["content-length"], seen["early-close"].body) == ("1024", BODY[:300])
+    assert (seen["broken-off"].body, seen["broken-off"].end) == (BODY[:300], "fin")
     bare = seen["early-close-without-length"]
     assert "content-length" not in bare.headers and (bare.body, bare.end) == (BODY[:300], "fin")
     assert (seen["silence"].status, seen["silence"].end) == (0, "silence")
@@ -202,8 +205,8 @@ async def should_refuse_connections_for_a_while(origin: FaultOrigin) -> None:
 
 
 async def should_have_a_test_for_every_way_of_writing() -> None:
-    tested = "reset refused slow-start silence stall trickle early-close early-close-without-length endless garbage"
-    assert set(WRITERS) == set(tested.split())
+    broken = "reset refused broken-off silence stall early-close early-close-without-length garbage"
+    assert set(WRITERS) == {*broken.split(), "slow-start", "trickle", "endless"}
 
 
 # Faults that only a store can have
@@ -357,8 +360,11 @@ async def should_misbehave_as_a_proxy_can(peer: FaultPeer, origin: FaultOrigin) 
     assert forged.body != BODY and forged.headers["etag"] == f'"{hashlib.md5(forged.body).hexdigest()}"'
     assert not any(name.startswith("x-dragonfly") for name in seen["html-page"].headers)
     assert seen["reset"].end == "rst"
-    peer.plan.add(Fault("range-ignored", "proxy"))
-    assert (await by_proxy(peer, origin, Range="bytes=0-9")).status == 200
+    for kind in ("range-ignored", "range-as-200"):
+        peer.plan.add(Fault(kind, "proxy"))
+        answer = await by_proxy(peer, origin, Range="bytes=0-9")
+        assert (answer.status, answer.body) == (200, BODY if kind == "range-ignored" else BODY[:10])
+        assert ("content-range" in answer.headers) == (kind == "range-as-200")
 
 
 @dataclass
@@ -371,7 +377,7 @@ class Streamed:
 
 
 async def by_grpc(peer: FaultPeer, origin: FaultOrigin, output: Path | None, force: bool = True) -> Streamed:
-    channel = grpc.aio.insecure_channel(f"unix:{peer.socket}", options=(("grpc.default_authority", "localhost"),))
+    channel = grpc.aio.insecure_channel(f"unix:{peer.socket}", options=CHANNEL)
     async with channel:
         stub: Any = dfdaemon_pb2_grpc.DfdaemonDownloadStub(channel)  # type: ignore[no-untyped-call]
         request = dfdaemon_pb2.DownloadTaskRequest()
@@ -496,7 +502,7 @@ async def should_die_and_come_back_with_its_cache(peer: FaultPeer, origin: Fault
 
 
 async def should_tell_and_delete_tasks(peer: FaultPeer, origin: FaultOrigin) -> None:
-    channel = grpc.aio.insecure_channel(f"unix:{peer.socket}", options=(("grpc.default_authority", "localhost"),))
+    channel = grpc.aio.insecure_channel(f"unix:{peer.socket}", options=CHANNEL)
     async with channel:
         stub: Any = dfdaemon_pb2_grpc.DfdaemonDownloadStub(channel)  # type: ignore[no-untyped-call]
         question = dfdaemon_pb2.StatLocalTaskRequest(task_id=TASK)

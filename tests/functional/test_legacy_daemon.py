@@ -35,7 +35,7 @@ class GoDaemon:
         self.cache: dict[str, bytes] = {}
 
     def __call__(self, asked: Asked) -> Reply:
-        """A task's answer: its own two headers, 206 to whatever range, the total size unknown."""
+        """A task's answer: its own two headers, 206 to whatever range, with a total that ends where the range does."""
         url = asked.target.partition("?")[0] if "x-dragonfly-filter" in asked.headers else asked.target
         names = ("range", "x-dragonfly-tag", "x-dragonfly-application")
         task = hashlib.sha256("".join((url, *(asked.headers.get(name, "") for name in names))).encode()).hexdigest()
@@ -43,7 +43,7 @@ class GoDaemon:
         headers = {"X-Dragonfly-Task": task, "X-Dragonfly-Peer": "10.0.0.1-1-2-3"}
         if asked.range:
             first, last = asked.range
-            return Reply(206, data[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/*"})
+            return Reply(206, data[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{last + 1}"})
         return Reply(200, data, headers)
 
 
@@ -111,6 +111,27 @@ async def should_never_serve_an_overwritten_object_from_its_cache(tmp_path: Path
         (tmp_path / "again").mkdir()
         await transport.fetch(request('"new"'), tmp_path / "again")
         assert len(store.cache) == tasks + 1, "another signature is the same task"
+
+
+async def should_find_out_in_words_that_make_one_task_whoever_signs(tmp_path: Path) -> None:
+    """What is fetched to find out is thrown away: a new process must not cost the origin another download."""
+    store = GoDaemon()
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        async with Scripted(store) as daemon, to(daemon, None) as transport:
+            await transport.fetch(request(), tmp_path / run)
+    assert len(store.cache) == 2, "one by the URL, one by the version"
+
+
+async def should_not_tell_todays_dfdaemon_the_old_ones_words_for_ever(tmp_path: Path) -> None:
+    def todays(asked: Asked) -> Reply:
+        content = asked.headers["x-dragonfly-content-for-calculating-task-id"]
+        return Reply(200, OLD, {"X-Dragonfly-Task-Id": hashlib.sha256(content.encode()).hexdigest()})
+
+    async with Scripted(todays) as daemon, to(daemon, None) as transport:
+        await transport.fetch(request('"1"'), tmp_path)
+        await transport.fetch(request('"2"'), tmp_path)
+    assert ["x-dragonfly-filter" in asked.headers for asked in daemon.asked] == [True, False]
 
 
 async def should_let_no_header_of_the_users_take_the_version_out_of_the_tag(tmp_path: Path) -> None:

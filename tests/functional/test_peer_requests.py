@@ -19,6 +19,7 @@ from dragonfly_api import common_pb2, dfdaemon_pb2
 
 from dfagent.errors import (
     ConnectFailed,
+    DamagedTask,
     DfagentError,
     NoHardLink,
     NoSpace,
@@ -96,7 +97,10 @@ async def should_ask_the_proxy_in_absolute_form_and_never_for_a_tunnel(tmp_path:
 
 
 async def should_tell_the_proxy_all_that_the_settings_say(tmp_path: Path) -> None:
-    async with CannedHttp(from_peer()) as peer, opened(ProxyTransport(peer.url, EVERYTHING, TIMEOUTS)) as transport:
+    async with (
+        CannedHttp(from_peer()) as peer,
+        opened(ProxyTransport(peer.url, EVERYTHING, TIMEOUTS, legacy=False)) as transport,
+    ):
         await transport.fetch(request(), tmp_path)
     sent = peer.headers()
     assert {name: value for name, value in sent.items() if name.startswith(("x-", "if-"))} == {
@@ -123,9 +127,9 @@ async def should_tell_the_proxy_all_that_the_settings_say(tmp_path: Path) -> Non
         (from_peer(429, b""), Overloaded),
         (from_peer(X_Dragonfly_Task_Id="f" * 64), PeerUnavailable),
         (http_answer(200, BODY), PeerUnavailable),
-        (from_peer(body=BODY[:-1]), Truncated),
-        (from_peer(body=BODY + b"!"), Truncated),
-        (from_peer(Content_Length=str(len(BODY) + 1)), Truncated),
+        (from_peer(body=BODY[:-1]), DamagedTask),
+        (from_peer(body=BODY + b"!"), DamagedTask),
+        (from_peer(Content_Length=str(len(BODY) + 1)), DamagedTask),
     ],
 )
 @pytest.mark.parametrize("warm_only", [False, True])
@@ -208,7 +212,7 @@ async def should_take_nothing_of_dfdaemon_that_is_not_the_object(tmp_path: Path,
     async with serving(CannedDfdaemon(answer), tmp_path / "sock"):
         transport = DfdaemonTransport(str(tmp_path / "sock"), RequestOptions(), TIMEOUTS)
         error = await failure_of(transport, request(), tmp_path / "partials")
-    assert type(error) is (Truncated if "size" in wrong else PeerUnavailable)
+    assert type(error) is (DamagedTask if "size" in wrong else PeerUnavailable)
     assert ("path_map" in error.hint) == (wrong == "no file")
 
 

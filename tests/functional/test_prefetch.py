@@ -305,6 +305,16 @@ async def should_keep_names_apart_as_the_disk_does(store: Bucket, monkeypatch: p
     assert isinstance(error, UnsafePath) and "Weights" in error.message
 
 
+async def should_clear_away_after_each_pass_what_nobody_goes_on_with(store: Bucket) -> None:
+    store.put_model("repo/net", v1__weights=b"weights")
+    async with store.session() as session:
+        assert session.folder
+        stray = session.folder.partials("other") / "t-1.dfdaemon.partial"
+        stray.write_bytes(b"dfdaemon wrote it after we had given it up")
+        await session.run()
+    assert not stray.exists()
+
+
 async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():

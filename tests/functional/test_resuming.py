@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dfagent.checksums import hasher
-from dfagent.errors import Changed, DfagentError, NotFound, OriginStatus, SignedUrlExpired, Truncated
+from dfagent.errors import Changed, DamagedTask, DfagentError, NotFound, OriginStatus, SignedUrlExpired, Truncated
 from dfagent.transports.base import Transport
 from dfagent.transports.direct import DirectTransport
 from dfagent.transports.options import RequestOptions, Timeouts
@@ -298,7 +298,7 @@ async def should_trust_nothing_of_before_after_it_started_again(way: Way) -> Non
         return reply if asked.range and way.kind == "direct" else way.cut(reply, BLOCK + 1, BLOCK + 1)
 
     way.server.answer = cut_off
-    assert type(await way.failure()) is Truncated
+    assert isinstance(await way.failure(), Truncated)
     way.server.asked.clear()
     await way.heals()
     assert min(part[0] for part in way.ranges if part) == BLOCK
@@ -357,7 +357,7 @@ async def should_not_mix_two_versions_of_a_server_that_knows_no_pin(way: Way) ->
             "ETag": '"another"',
         },
     )
-    assert type(await way.failure()) is Changed
+    assert isinstance(await way.failure(), (Changed, DamagedTask))
     assert list(way.folder.iterdir()) == []
 
 
@@ -385,7 +385,7 @@ async def should_take_a_whole_answer_to_a_whole_request_only(way: Way) -> None:
     for status in (206, 200):
         reply = Reply(status, SMALL, {"Content-Range": f"bytes 0-{len(SMALL) - 1}/{len(SMALL)}"})
         way.server.answer = answering(reply)
-        assert type(await way.failure(SMALL)) is Truncated
+        assert isinstance(await way.failure(SMALL), Truncated)
 
 
 @BOTH
@@ -410,7 +410,7 @@ async def should_go_on_with_nothing_of_an_answer_that_was_not_the_object(way: Wa
     """Too long or too short: its first blocks are as wrong as its last."""
     way.server.answer = lambda _asked: replace(reply, headers={})
     error = await way.failure(SMALL)
-    assert type(error) is Truncated
+    assert isinstance(error, Truncated)
     assert list(way.folder.iterdir()) == []
     await way.heals(SMALL)
 
@@ -421,7 +421,7 @@ async def should_take_back_what_it_wrote_of_an_answer_that_turns_out_too_long(wa
     page = replace(way.cut(Reply(body=bytes(2 * BLOCK), chunked=True), 2 * BLOCK + 8, 2 * BLOCK), rest=b"7d0\r\n")
     page.rest += bytes(2 * BLOCK)
     way.server.answer = answering(page)
-    assert type(await way.failure(SMALL)) is Truncated
+    assert isinstance(await way.failure(SMALL), Truncated)
     assert list(way.folder.iterdir()) == []
 
 
@@ -431,7 +431,7 @@ async def should_write_nothing_of_an_answer_whose_head_is_wrong_already(way: Way
     for length in (len(SMALL) + 1, 2 * BLOCK + 500):
         way.server.answer = answering(Reply(body=bytes(len(SMALL)), length=length, cut=2 * BLOCK + 9))
         error = await way.failure(SMALL)
-        assert type(error) is Truncated and "than the 3005 bytes asked for" in error.message
+        assert isinstance(error, Truncated) and "than the 3005 bytes asked for" in error.message
         assert list(way.folder.iterdir()) == []
 
 
@@ -446,7 +446,7 @@ def cut_answer(way: Way, chunked: bool) -> Answer:
 async def should_keep_the_blocks_that_came_before_the_connection_broke(way: Way) -> None:
     for chunked in (False, True):
         way.server.answer = cut_answer(way, chunked)
-        assert type(await way.failure(SMALL)) is Truncated
+        assert isinstance(await way.failure(SMALL), Truncated)
         way.server.asked.clear()
         (await way.heals(SMALL)).path.unlink()  # type: ignore[union-attr]
         assert way.ranges == [(2 * BLOCK, len(SMALL) - 1)]
@@ -457,7 +457,7 @@ async def should_bring_an_empty_object_and_nothing_longer_in_its_place(way: Way)
     way.server.answer = good_store(b"")
     assert (await way.fetch(b"")).computed == checksum("crc32c", b"")
     way.server.answer = lambda _asked: Reply(body=b"!", chunked=True)
-    assert type(await way.failure(b"")) is Truncated
+    assert isinstance(await way.failure(b""), Truncated)
 
 
 @BOTH
@@ -472,7 +472,7 @@ async def should_never_unpack_what_comes_packed(way: Way) -> None:
     assert all(asked.headers["accept-encoding"] == "identity" for asked in way.server.asked)
     way.server.answer = lambda _asked: Reply(body=packed, headers=encoded, chunked=True)
     way.counts.clear()
-    assert type(await way.failure(SMALL)) is Truncated
+    assert isinstance(await way.failure(SMALL), Truncated)
 
 
 # Redirects

@@ -54,3 +54,9 @@ def should_never_let_wrong_bytes_meet_a_store_that_tells_no_checksum() -> None:
         kinds = [KINDS[label] for label, _ in plan.faults]
         if any(kind.corrupts for kind in kinds):
             assert plan.checksum != "none" and not any(kind.hides for kind in kinds)
+
+
+def should_notice_every_guard_that_is_taken_out() -> None:
+    """Verification, the pin, redirects, discarding, the cache's files, secrets, listings, atomicity, leaks, types."""
+    ran = soak("--prove")
+    assert ran.returncode == 0 and "NOT NOTICED" not in ran.stdout, ran.stdout + ran.stderr[-2000:]

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from dfagent.verification import ModelCheck
 from dfagent.wiring import RunOptions, open_session, open_verification
 from tests.servers.gate import Gate
 from tests.servers.mounts import read_only
+from tests.servers.program import SettingsFiles, start
 
 AGENT = 'name: "net"\nbackend: "python"\nmodel_repository_agents { agents [ { name: "dragonfly" } ] }\n'
 WEIGHTS = bytes(range(256)) * 64
@@ -191,8 +191,11 @@ async def should_report_what_does_not_belong_to_a_model_and_take_it_out(node: No
         ("1/extra", "does not belong to the model"),
         ("2", "does not belong to the model"),
     ]
+    note = RepositoryFolder(node.target)
+    note.note_loaded("net", b"note")
     checks, code = await node.verify(repair=True)
     assert code == 0 and checks["net"].outcome == "mended"
+    assert note.loaded("net") is None, "Triton may have loaded version 2"
     assert not (generation / "2").exists() and (generation / "1" / "__pycache__" / "model.pyc").exists()
     assert Path("/etc/passwd").exists()
 
@@ -353,19 +356,10 @@ async def should_read_manifests_from_before_the_url_was_noted(node: Node) -> Non
 
 
 async def run_program(node: Node, *arguments: str, umask: int = 0o022) -> tuple[int, str, str]:
-    credentials = node.target.parent / "cloud_credential.json"
-    secret = {"key_id": node.server.access_key, "secret_key": node.server.secret_key}
-    credentials.touch(0o600)
-    credentials.write_text(json.dumps({"s3": {"": secret}}))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-c", "from dfagent.cli import main; main()", *arguments, f"--credentials={credentials}"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        umask=umask,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return int(process.returncode or 0), out.decode(), err.decode()
+    key: dict[str, object] = {"key_id": node.server.access_key, "secret_key": node.server.secret_key}
+    program = await start(*arguments, *SettingsFiles(node.target.parent, key).options()[1:], umask=umask)
+    told = await program.finished()
+    return told.code, told.out, told.err
 
 
 async def should_be_told_on_the_command_line(node: Node) -> None:

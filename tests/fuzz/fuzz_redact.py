@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atheris
 
-from dfagent.redact import printable, redact
+from dfagent.redact import printable, redact, redact_quote
 from dfagent.stores.signing import SIGNING_PARAMS
 
 _SIGNATURE = "5f9aa3c1d4b8e7f05f9aa3c1d4b8e7f0"
@@ -24,10 +24,15 @@ def check(data: bytes) -> None:
     name = _NAMES[given.ConsumeIntInRange(0, len(_NAMES) - 1)]
     before = given.ConsumeUnicode(given.ConsumeIntInRange(0, 200))
     after = given.ConsumeUnicode(200)
-    shown = redact(f"{before}{name}={_SIGNATURE}{after}")
-    assert _SIGNATURE not in shown
+    for equals in ("=", "%3D", "%253d"):
+        shown = redact(f"{before}{name}{equals}{_SIGNATURE}{after}")
+        assert _SIGNATURE not in shown, equals
+    # The same in a quote of what a store or a peer said, with nothing that tells what it is.
+    said = redact_quote(f"{before} {_SIGNATURE * 2} {after}")
+    assert _SIGNATURE not in said
+    redact(data.decode("latin-1"))
     # Where a URL ends only white space and quotes can tell, so they are not part of its path.
     path = "".join(char for char in before if not char.isspace() and char not in '"<>?')
     query = "".join(char for char in after if not char.isspace() and char not in '"<>')
     assert _SIGNATURE not in redact(f"{before} https://host/{path}?{query}={_SIGNATURE}{after}")
-    printable(shown).encode()
+    assert all(line.isprintable() for line in printable(before).replace("\t", "").split("\n"))

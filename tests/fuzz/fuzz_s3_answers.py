@@ -36,11 +36,15 @@ def _page(inner: bytes) -> bytes:
 
 SEEDS = [
     b"\x00\x00" + _page(_OBJECT),
+    b"\x00\x00" + _page(_OBJECT.replace(b"<Size>1<", b"<Size>-1<")),
+    b"\x00\x00" + _page(_OBJECT.replace(b"<Size>1<", b"<Size>99999999999999999999<")),
+    b"\x00\x00" + _page(_OBJECT.replace(b"&quot;e", b"&#10;e")),
     b"\x00\x00" + _page(_MORE + _OBJECT),
     b"\x00\x00" + _page(_URL_ENCODED),
     b"\x00\x00" + _ENTITIES + _page(b"<Contents><Key>&b;&b;</Key></Contents>"),
     b"\x00\x05<Error><Code>SlowDown</Code><Message>m</Message><Region>r</Region></Error>",
     b'\x01\x00x-amz-checksum-crc32: GtJzWA==-2\netag: "e"\nx-amz-mp-parts-count: 2\ncontent-length: 4',
+    b'\x01\x00etag: "e"\nx-amz-checksum-sha256: GtJzWA==\nx-amz-checksum-crc32c: AAAAAAAAAAA=',
     b'\x01\x00etag: "e"\nx-amz-checksum-sha256: x\nx-amz-server-side-encryption: aws:kms\nlast-modified: x',
     b"\x01\x03x-amz-bucket-region: eu-west-1\nlocation: http://evil/",
 ]

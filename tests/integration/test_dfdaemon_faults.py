@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dfagent.errors import DfagentError, NoHardLink, PeerUnavailable, Truncated
+from dfagent.errors import DamagedTask, DfagentError, NoHardLink, PeerUnavailable
 from dfagent.local.dragonfly import DragonflyCluster, Peer
 from dfagent.local.object_store import REGION, S3Server
 from dfagent.settings.credentials import CloudCredentials
@@ -19,6 +19,7 @@ from dfagent.stores.registry import open_store
 from dfagent.stores.url import parse_repository_url
 from dfagent.transports.dfdaemon import DfdaemonTransport
 from dfagent.transports.options import RequestOptions, Timeouts
+from dfagent.transports.verifying import Verifying
 from dfagent.types import FetchRequest, ObjectEntry, ObjectRef, SignedUrl, Source, TaskIdentity, Traffic
 from tests.servers.gate import Gate
 
@@ -194,8 +195,9 @@ async def should_have_a_task_that_lost_its_end_fetched_again(
     async with asking(here) as transport:
         await transport.fetch(origin.request(entry), None)
         os.truncate(cached(here, entry), SIZE // 2)
-        with pytest.raises(Truncated) as failed:
-            await transport.fetch(origin.request(entry), folder)
+        verifying = Verifying(transport, discard=transport.discard)
+        with pytest.raises(DamagedTask) as failed:
+            await verifying.fetch(origin.request(entry), folder)
         assert failed.value.retryable
-        fetched = await transport.fetch(origin.request(entry), folder)
+        fetched = await verifying.fetch(origin.request(entry), folder)
     assert fetched.path is not None and fetched.path.read_bytes() == data

@@ -21,9 +21,9 @@ import pytest
 from dfagent.errors import PartError
 from dfagent.local import install
 from dfagent.local.build import build_client, missing_build_packages
-from dfagent.local.cache import CLIENT_VERSION, SCHEDULER_VERSION
+from dfagent.local.cache import CLIENT_VERSION, LEGACY_VERSION, SCHEDULER_VERSION
 from dfagent.local.process import free_ports
-from dfagent.local.releases import ReleaseUnavailable, client_from_release, scheduler_from_release
+from dfagent.local.releases import ReleaseUnavailable, client_from_release, legacy_from_release, scheduler_from_release
 from tests.servers.polling import eventually
 
 ARCHIVE = f"dragonfly-client-v{CLIENT_VERSION}-{platform.machine()}-unknown-linux-musl.tar.gz"
@@ -173,6 +173,16 @@ def test_the_scheduler_is_checked_against_the_published_list(site: Site, tmp_pat
         with pytest.raises(ReleaseUnavailable, match="sha256"):
             scheduler_from_release(tmp_path, lambda _line: None, downloads=site.url)
         assert not (tmp_path / "scheduler").exists()
+
+
+def test_the_old_daemon_is_checked_likewise(site: Site, tmp_path: Path) -> None:
+    """Its `dfget` knows `version`, not `--version`."""
+    archive = archive_of(dfget='#!/bin/sh\n[ "$1" = version ]\n')
+    folder, name = (text.replace(SCHEDULER_VERSION, LEGACY_VERSION) for text in (SCHEDULERS, SCHEDULER_ARCHIVE))
+    site.pages[f"{folder}/{name}"] = archive
+    site.pages[f"{folder}/checksums.txt"] = f"{hashlib.sha256(archive).hexdigest()}  {name}\n".encode()
+    legacy_from_release(tmp_path, lambda _line: None, downloads=site.url)
+    assert (tmp_path / "dfget").exists()
 
 
 def test_a_failed_build_leaves_nothing_that_looks_installed(site: Site, tmp_path: Path) -> None:

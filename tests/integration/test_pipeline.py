@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,16 @@ class Fleet:
     async def prefetch(
         self, node: str | None, peer: Peer, transport: str = "dfdaemon", stall: float = 30.0, **dragonfly: object
     ) -> PassResult:
+        addresses = {"socket": str(peer.socket), "proxy": peer.proxy, **dragonfly}
+        return await self.run(node, addresses, transport, stall)
+
+    async def run(
+        self, node: str | None, dragonfly: Mapping[str, object], transport: str, stall: float = 30.0
+    ) -> PassResult:
+        """One pass with these settings of Dragonfly; without a node it only warms."""
         secret = {"key_id": self.server.access_key, "secret_key": self.server.secret_key, "region": "us-east-1"}
         settings = Settings(
-            DragonflySettings.model_validate({"socket": str(peer.socket), "proxy": peer.proxy, **dragonfly}),
+            DragonflySettings.model_validate(dict(dragonfly)),
             CloudCredentials.model_validate({"s3": {"": secret}}),
         )
         options = RunOptions(

@@ -149,6 +149,11 @@ async def _early_close(exchange: Exchange, answer: Answer, fault: Fault) -> None
     await exchange.write(answer.encode_head() + _beginning(answer, fault))
 
 
+async def _broken_off(exchange: Exchange, answer: Answer, fault: Fault) -> None:
+    await exchange.write(answer.encode_head() + _beginning(answer, fault))
+    await asyncio.sleep(0.03)  # so that the client has read what came, and can go on from there
+
+
 async def _early_close_without_length(exchange: Exchange, answer: Answer, fault: Fault) -> None:
     await exchange.write(_until_close(answer).encode_head() + _beginning(answer, fault))
 
@@ -183,13 +188,14 @@ WRITERS: dict[str, Callable[[Exchange, Answer, Fault], Awaitable[None]]] = {
     "stall": _stall,
     "trickle": _trickle,
     "early-close": _early_close,
+    "broken-off": _broken_off,
     "early-close-without-length": _early_close_without_length,
     "endless": _endless,
     "garbage": _garbage,
 }
 """Kind → what writes the answer wrongly; the connection ends after it."""
 
-_NEEDS_A_BODY = {"stall", "trickle", "early-close", "early-close-without-length", "endless"}
+_NEEDS_A_BODY = {"stall", "trickle", "early-close", "broken-off", "early-close-without-length", "endless"}
 
 
 async def send_with_fault(exchange: Exchange, answer: Answer, fault: Fault, fire: Callable[[], None]) -> bool:

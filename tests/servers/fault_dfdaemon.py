@@ -47,15 +47,21 @@ class FaultDfdaemon(dfdaemon_pb2_grpc.DfdaemonDownloadServicer):
         self._plan = plan
         self._die_all = die
         self._server: Any = None
+        self._starts = 0
         self._dying: asyncio.Task[None] | None = None
         self._back = asyncio.Event()
         self._late: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
+        # Under a name of its own: a server that ends removes its socket late, when another may stand in its place.
+        self._starts += 1
+        own = self.socket.with_suffix(f".{self._starts}")
         server = grpc.aio.server()
         dfdaemon_pb2_grpc.add_DfdaemonDownloadServicer_to_server(self, server)  # type: ignore[no-untyped-call]
-        server.add_insecure_port(f"unix:{self.socket}")
+        server.add_insecure_port(f"unix:{own}")
         await server.start()
+        self.socket.unlink(missing_ok=True)
+        self.socket.symlink_to(own.name)
         self._server = server
 
     def die(self, seconds: float) -> None:
@@ -64,6 +70,7 @@ class FaultDfdaemon(dfdaemon_pb2_grpc.DfdaemonDownloadServicer):
             self._dying = asyncio.ensure_future(self._gone_for(seconds))
 
     async def _gone_for(self, seconds: float) -> None:
+        self.socket.unlink()
         server, self._server = self._server, None
         await server.stop(None)
         with suppress(asyncio.TimeoutError):

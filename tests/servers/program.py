@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -106,13 +106,22 @@ class Running:
 
 
 async def start(
-    *arguments: str, environment: Mapping[str, str] | None = None, stdout: int | None = None, main: str = MAIN
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    stdout: int | None = None,
+    main: str = MAIN,
+    umask: int = -1,
+    inside: Sequence[str] = (),
 ) -> Running:
-    """Starts `dfagent` with these arguments; `environment` is added to a clean one, `main` replaces its first lines."""
+    """Starts `dfagent` with these arguments; `environment` is added to a clean one, `main` replaces its first lines.
+
+    `inside` is the beginning of a command that starts it in a namespace.
+    """
     evidence = the_evidence()
     place = evidence.process(arguments)
     with place.out.open("wb") as out, place.err.open("wb") as err:
         process = await asyncio.create_subprocess_exec(
+            *inside,
             sys.executable,
             "-c",
             main,
@@ -121,6 +130,7 @@ async def start(
             stdout=out if stdout is None else stdout,
             stderr=err,
             env=_environment(evidence, environment),
+            umask=umask,
         )
     place.arguments_of(process.pid)
     return Running(process, place.out, place.err)

@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 from dfagent.local.object_store import S3Server
 from dfagent.repository.config_pbtxt import without_dragonfly
-from tests.secrecy.evidence import the_evidence
+from tests.secrecy.evidence import end, the_evidence
 from tests.servers.fault_peer import FaultPeer
 from tests.servers.gate import Gate
 from tests.servers.program import SettingsFiles, clean_environment
@@ -254,10 +254,19 @@ class Place:
         published = Path(os.readlink(self.target / MODEL)).name if (self.target / MODEL).is_symlink() else ""
         return {path.name for path in self.state.glob(f"generations/{MODEL}/*")}, manifests, published
 
+    def without_manifest(self) -> list[str]:
+        """Generations of what the store has that nobody would take for whole: the manifest has to come first."""
+        generations, manifests, _ = self.generations()
+        folder = self.state / "generations" / MODEL
+        return [name for name in generations - manifests if files_of(folder / name) == self.may_be_seen()]
+
     def left_over(self) -> list[str]:
         """What a whole run may not leave."""
-        folders = [self.base / "tmp", *(self.state / kind for kind in ("tmp", "staging", "partials"))]
-        return [str(path.relative_to(self.base)) for folder in folders for path in folder.rglob("*") if path.is_file()]
+        downloads = [
+            path for kind in ("staging", "partials") for path in (self.state / kind).rglob("*") if path.is_file()
+        ]
+        left = [*(self.base / "tmp").iterdir(), *(self.state / "tmp").iterdir(), *downloads]
+        return [str(path.relative_to(self.base)) for path in left]
 
     def asked_for(self) -> list[str]:
         """The files that were asked of the store since the last look, by their GETs."""
@@ -340,10 +349,12 @@ class Act:
         if ended.struck:
             self._expect(ended.code in self._codes(), f"it ended with {ended.code}: {said}")
         allowed = [*old, place.may_be_seen()]
-        seen = place.seen()
+        # A plain file, which Triton does not look at; the next run has to remove it.
+        seen = {name: files for name, files in place.seen().items() if not name.startswith(".dfagent-probe-")}
         self._expect(set(seen) <= {MODEL}, f"{sorted(seen)} in the model repository")
         self._expect(not old or MODEL in seen, "the model is gone")
         self._expect(all(files in allowed for files in seen.values()), f"not a version: {_told(seen)}")
+        self._expect(not place.without_manifest(), f"generation {place.without_manifest()} has no manifest")
         if self.triton:
             served = self.triton.serves.get(MODEL)
             self._expect(served is None or served in allowed, "Triton was given half a model")
@@ -424,6 +435,7 @@ async def main(arguments: argparse.Namespace) -> int:
     print(f"{len(outcomes)} schedules, {sum(hits.values())} struck, {len(wrong)} wrong, {len(found)} secrets found")
     for finding in found:
         print(finding)
+    end()
     if arguments.json:
         Path(arguments.json).write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
     return int(bool(wrong or found))

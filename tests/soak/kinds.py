@@ -22,8 +22,8 @@ class Kind:
 
     `corrupts`: bytes of the right size can be wrong because of it. `hides`: the store's checksum can be missing because
     of it; the two never meet in one schedule, because nobody could tell wrong bytes then. `wants` is what the schedule
-    must have for it to strike: "ranges" (an object in several ranges), "pages" (a listing of two pages), "local" (a
-    task that is in the peer's cache), "corrupt" (one that is corrupt), "resume" (an answer that breaks off before).
+    must have for it to strike: "ranges" (an object in several ranges), "whole" (one that is not), "pages" (a listing of
+    two pages), "corrupt" (a corrupt task in the peer's cache), "resume" (an answer that breaks off before).
     """
 
     name: str
@@ -81,8 +81,8 @@ def _gets() -> list[Kind]:
     made = [
         Kind(name, "get", TRANSPORTS, corrupts=name in _CORRUPTING)
         for name in _words(
-            "reset silence stall trickle early-close early-close-without-length endless garbage flipped-bit"
-            " length-too-small length-too-big range-offset range-total whole-as-part html-page html-page-of-same-size"
+            "reset silence stall trickle early-close broken-off early-close-without-length endless garbage flipped-bit"
+            " length-too-small length-too-big range-offset range-total html-page html-page-of-same-size"
             " gzip-unasked other-version redirect-elsewhere redirect-loop status-403 status-404 status-412 status-416"
             " status-500 status-502 overwrite"
         )
@@ -93,6 +93,8 @@ def _gets() -> list[Kind]:
         Kind("slow-start", "get", TRANSPORTS, _LATE),
         Kind("status-429", "get", TRANSPORTS, range(2)),
         Kind("status-503", "get", TRANSPORTS, range(2)),
+        # Peers always ask for ranges.
+        Kind("whole-as-part", "get", ("direct",), wants="whole"),
         Kind("range-ignored", "get", TRANSPORTS, corrupts=True, wants="ranges"),
         Kind("other-bytes", "get", TRANSPORTS, corrupts=True, wants="ranges"),
         Kind("status-403-midway", "get", TRANSPORTS, wants="ranges"),
@@ -111,7 +113,7 @@ def _proxies() -> list[Kind]:
     made = [
         Kind(name, "proxy", way, corrupts=name in (*_CORRUPTING, "forged-checksum", "corrupt-cache"))
         for name in _words(
-            "reset silence stall trickle early-close early-close-without-length endless garbage flipped-bit"
+            "reset silence stall trickle early-close broken-off early-close-without-length endless garbage flipped-bit"
             " length-too-small length-too-big whole-as-part html-page html-page-of-same-size gzip-unasked"
             " other-task forged-checksum corrupt-cache"
         )
@@ -124,6 +126,8 @@ def _proxies() -> list[Kind]:
         Kind("status-429", "proxy", way, range(2)),
         *(Kind(f"error-{kind}", "proxy", way, _STATUSES) for kind in ("backend", "proxy", "dfdaemon")),
         Kind("range-ignored", "proxy", way, wants="resume"),
+        Kind("range-as-200", "proxy", way, wants="resume"),
+        Kind("range-offset", "proxy", way, wants="resume", corrupts=True),
     ]
 
 

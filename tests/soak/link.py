@@ -7,8 +7,14 @@ import random
 import shutil
 import subprocess
 from contextlib import suppress
+from itertools import cycle
 
 from dfagent.errors import PartError
+
+# From a random one on, for other soaks on this machine, and no two of ours alike.
+_numbers = cycle(range(1, 255))
+for _ in range(random.randrange(254)):
+    next(_numbers)
 
 
 class Link:
@@ -20,7 +26,7 @@ class Link:
     def __init__(self) -> None:
         if shutil.which("ip") is None or os.geteuid() != 0:
             raise PartError("a cut link needs root and the program `ip`", hint="Debian has it in iproute2")
-        number = random.randrange(1, 255)
+        number = next(_numbers)
         self.namespace = f"dfagent-{os.getpid()}-{number}"
         # An interface's name has at most 15 characters.
         self._ends = f"dfa{os.getpid() % 100_000}-{number}n"[:15], f"dfa{os.getpid() % 100_000}-{number}f"[:15]

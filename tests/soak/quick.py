@@ -33,6 +33,16 @@ PATIENT = Timeouts(connect=10.0, stall=10.0)
 _LONGEST_SDK_PAUSE = 0.02
 
 
+_CLIENTS: list[Any] = []
+
+
+def close_clients(endpoint: str) -> None:
+    """Closes the kept clients of a store: a HEAD that was given up may have used one after the product closed it."""
+    for client in _CLIENTS:
+        if client.meta.endpoint_url == endpoint:
+            client.close()
+
+
 def make_quick() -> None:
     """Changes this process, once and for good."""
     original: Any = s3_client.connect
@@ -41,7 +51,14 @@ def make_quick() -> None:
     # One client for each store and timeout, one session for all: the product closes a client, which can be used again.
     session: Any = s3_client._session
     s3_client._session = lru_cache(8)(session)
-    s3_client.connect = lru_cache(64)(original)
+
+    @lru_cache(64)
+    def connect(*arguments: Any) -> s3_client.Connection:
+        made: s3_client.Connection = original(*arguments)
+        _CLIENTS.append(made.client)
+        return made
+
+    s3_client.connect = connect
     # The SDK calls `time.sleep` by its module's name, and nothing else of it.
     botocore.endpoint.time = SimpleNamespace(  # type: ignore[attr-defined]
         sleep=lambda seconds: time.sleep(min(seconds, _LONGEST_SDK_PAUSE))

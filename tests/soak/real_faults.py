@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.soak.real_run import Run
 
 LARGEST_WAIT = 30.0
+GRACE = 2.0
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Strike:
     def hold(self) -> Rule:
         """A hold in the middle of the first object's bytes, as the store's answer passes."""
         first = self.run.largest
-        return self.gate.hold(f"/{self.run.prefix}/{first}", after=self.random.randrange(1, len(self.run.new[first])))
+        # dfdaemon asks for the pieces one by one, so an answer may hold no more than one of them.
+        return self.gate.hold(f"/{self.run.prefix}/net/{first}", after=self.random.randrange(1, 3 * MIB))
 
     async def middle(self, rule: Rule) -> bool:
         """Starts the run; whether it came to the hold and is still going on."""
@@ -61,6 +63,8 @@ async def peer_terminated(strike: Strike) -> bool:
     struck = await strike.middle(hold)
     strike.run.peer.process.terminate()
     hold.release()
+    # It says goodbye first; whoever does not finish that in time is killed, as by a container's grace period.
+    await asyncio.to_thread(strike.run.peer.process.stop, seconds=GRACE)
     return struck
 
 
@@ -129,6 +133,8 @@ async def peer_disk_full(strike: Strike) -> bool:
         strike.world.fill_small_disk(0)
         hold.release()
     await strike.run.ended()
+    # Once its database met a full disk, dfdaemon takes no new task until it is started again.
+    strike.run.peer.kill()
     return struck
 
 

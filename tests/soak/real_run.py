@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
-import subprocess
+import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,14 @@ from random import Random
 from dfagent.errors import DfagentError
 from dfagent.local.dragonfly import Peer
 from dfagent.types import ObjectEntry, ObjectRef, TaskIdentity
-from tests.soak.real_world import FAR, MIB, World
+from tests.servers import program
+from tests.soak.real_world import FAR, MIB, START, World
 
 CONFIG = b'name: "net"\nbackend: "python"\nmodel_repository_agents { agents [ { name: "dragonfly" } ] }\n'
 LONGEST_RUN = 90.0
 """Seconds; a run that takes longer hangs."""
+MOST_GENERATIONS = 3
+"""What is published, what was before, and what Triton would fall back to."""
 OTHER_SIZES = (0, 1, 4096, MIB, 4 * MIB, 4 * MIB + 1, 6 * MIB)
 
 Files = dict[str, bytes]
@@ -76,13 +79,18 @@ class Run:
         result = await self.world.prefetch(self.prefix, self.peer, self.target, "direct")
         assert not result.errors, result.errors
         self._config = (self.target / "net/config.pbtxt").read_bytes()
-        await asyncio.to_thread(self._put, self.new)
+        await asyncio.to_thread(self._replace_old)
         self.versions.append(self.new)
 
     def overwrite(self, random: Random) -> None:
         """Other bytes of the same sizes for all objects."""
         self.new = {name: random.randbytes(len(data)) for name, data in self.new.items()}
         self.versions.append(self.new)
+        self._put(self.new)
+
+    def _replace_old(self) -> None:
+        for name in self.old.keys() - self.new.keys():
+            self.world.client.delete_object(Bucket=self.world.bucket, Key=f"{self.prefix}/net/{name}")
         self._put(self.new)
 
     def _put(self, files: Files) -> None:
@@ -162,23 +170,21 @@ class Run:
             self._failed(type(error).__name__, str(error))
 
     async def _in_process(self) -> None:
-        command = self.world.command(self.prefix, self.peer, self.target, self.transport)
-        self._process = await asyncio.create_subprocess_exec(
-            *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.world.environment
-        )
+        arguments = self.world.arguments(self.prefix, self.peer, self.target, self.transport)
+        inside = self.world.link.inside() if self.peer.name == FAR else ()
+        running = await program.start(*arguments, main=START, inside=inside)
+        self._process = running.process
         try:
-            _, complaint = await self._process.communicate()
+            code = await running.process.wait()
         finally:
-            if self._process.returncode is None:
-                self._process.kill()
-        code, text = self._process.returncode, complaint.decode(errors="replace")
+            await running.kill()
         if code == 0:
             self.ended_with = "ok"
             return
-        self._failed(f"exit {code}", text)
-        typed = code in range(2, 9) and "error:" in text and "bug" not in text
-        if not typed and code != -9:
-            self.violations.append(f"ended with {code} and said {text[-2000:]}")
+        self._failed(f"exit {code}", running.err)
+        typed = code in range(2, 9) and "error:" in running.err and "bug" not in running.err
+        if not typed and code != -signal.SIGKILL:
+            self.violations.append(f"ended with {code} and said {running.err[-2000:]}")
 
     def _failed(self, name: str, text: str) -> None:
         self.ended_with = name
@@ -204,6 +210,14 @@ class Run:
         self._check_published(self.versions[-1:], "the run after the fault")
         self.ended_with = faulted
         self._check_caches(before)
+        self._check_leftovers()
+
+    def _check_leftovers(self) -> None:
+        state = self.target.with_name(f".dfagent-{self.target.name}")
+        left = [path for kind in ("partials", "staging", "tmp") for path in (state / kind).rglob("*") if path.is_file()]
+        generations = list((state / "generations" / "net").iterdir())
+        if left or len(generations) > MOST_GENERATIONS:
+            self.violations.append(f"left behind: {[path.name for path in left]}, {len(generations)} generations")
 
     def _check_published(self, versions: list[Files], when: str) -> None:
         names = sorted(path.name for path in self.target.iterdir())

@@ -7,14 +7,13 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from dragonfly_api import dfdaemon_pb2, dfdaemon_pb2_grpc
@@ -23,20 +22,36 @@ from dfagent.agent import PassResult
 from dfagent.cli.progress import Silent
 from dfagent.local.dragonfly import DragonflyCluster, Peer
 from dfagent.local.object_store import S3Server
-from dfagent.local.process import clean_environment
+from dfagent.local.process import free_ports
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
 from dfagent.transports.options import Timeouts
+from dfagent.transports.retrying import RetryPolicy
+from dfagent.ways import Tuning
 from dfagent.wiring import RunOptions, open_session
 from tests.servers.gate import Gate
 from tests.soak.link import Link
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
 MIB = 1 << 20
-START = "from dfagent.cli import main; main()"
-BUCKET = "soak"
+START = """
+from tests.secrecy.child import watch
+watch()
+from functools import partial
+import dfagent.wiring as wiring
+from dfagent.transports.retrying import RetryPolicy
+from dfagent.ways import Tuning
+wiring.RunOptions = partial(wiring.RunOptions, tuning=Tuning(retries=RetryPolicy(attempts=2, first_pause=0.2)))
+from dfagent.cli import main
+main()
+"""
+"""The program itself, but it gives up sooner: a soak has no time for its patience."""
 SMALL_DISK = 48 * MIB
-CONNECT, STALL = 2.0, 2.0
+CONNECT, STALL = 1.5, 3.0
+QUICK = RetryPolicy(attempts=3, first_pause=0.2)
 HEALTHY_SECONDS = 60.0
 UPLOAD_LIMIT = "40MB"
 """A second: slow enough that a parent can be killed while it gives."""
@@ -55,15 +70,8 @@ class World:
     far_gate: Gate
     link: Link
     small_disk: Path
-
-    @property
-    def bucket(self) -> str:
-        return BUCKET
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """For agents that are processes: this copy of the code, and nothing of the developer's cloud tools."""
-        return {**clean_environment(), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    client: S3Client
+    bucket: str
 
     def peer(self, name: str) -> Peer:
         return next(peer for peer in self.cluster.peers if peer.name == name)
@@ -78,27 +86,29 @@ class World:
 
     def url(self, prefix: str, peer: Peer) -> str:
         gate = self.far_gate if peer.name == FAR else self.gate
-        return f"s3://{gate.endpoint}/{BUCKET}/{prefix}"
+        return f"s3://{gate.endpoint}/{self.bucket}/{prefix}"
 
     async def prefetch(self, prefix: str, peer: Peer, target: Path | None, transport: str) -> PassResult:
         """One run in this process."""
         return await self.prefetch_url(self.url(prefix, peer), peer, target, transport)
 
     async def prefetch_url(self, url: str, peer: Peer, target: Path | None, transport: str) -> PassResult:
-        options = RunOptions((url,), target=target, transport=transport, timeouts=Timeouts(CONNECT, STALL))
+        options = RunOptions(
+            (url,), target=target, transport=transport, timeouts=Timeouts(CONNECT, STALL), tuning=Tuning(retries=QUICK)
+        )
         async with open_session(self.settings(peer), options, Silent()) as session:
             return await session.run()
 
-    def command(self, prefix: str, peer: Peer, target: Path, transport: str) -> list[str]:
-        """The same run as a process of its own; the far peer's in its network namespace."""
+    def arguments(self, prefix: str, peer: Peer, target: Path, transport: str) -> list[str]:
+        """The program's, for the same run as a process of its own."""
         files = self.folder / "settings" / peer.name
         if not files.exists():
             self._write_settings(files, peer)
-        program = [sys.executable, "-c", START, "prefetch", self.url(prefix, peer), "--to", str(target), "--json"]
+        run = ["prefetch", self.url(prefix, peer), "--to", str(target), "--json"]
         options = ["--transport", transport, "--config", str(files / "dragonfly_config.json")]
         options += ["--credentials", str(files / "cloud_credential.json")]
         options += ["--connect-timeout", str(CONNECT), "--stall-timeout", str(STALL)]
-        return [*(self.link.inside() if peer.name == FAR else ()), *program, *options]
+        return [*run, *options]
 
     def _write_settings(self, files: Path, peer: Peer) -> None:
         settings = self.settings(peer)
@@ -112,7 +122,7 @@ class World:
 
     def put(self, key: str, data: bytes) -> str:
         """Stores the object; gives its etag."""
-        return self.server.client().put_object(Bucket=BUCKET, Key=key, Body=data)["ETag"]
+        return self.client.put_object(Bucket=self.bucket, Key=key, Body=data)["ETag"]
 
     def cached(self, peer: Peer, task_id: str) -> Path:
         """Where dfdaemon keeps a task's bytes (found in its source; only tests may know)."""
@@ -141,15 +151,16 @@ class World:
 
     async def heal(self) -> None:
         """Everything runs and answers."""
+        self.link.up()
         await self.gate.revive()
         await self.far_gate.revive()
-        self.link.up()
         for filler in self.small_disk.glob("filler*"):
             filler.unlink()
         if not self.cluster.scheduler.running:
             self.cluster.scheduler.start()
         for peer in self.cluster.peers:
             if not peer.process.running:
+                _move(peer)
                 peer.start()
         for peer in self.cluster.peers:
             await answering(peer)
@@ -165,26 +176,40 @@ async def answering(peer: Peer) -> None:
     deadline = time.monotonic() + HEALTHY_SECONDS
     while not await asyncio.to_thread(_answers, peer):
         if time.monotonic() > deadline:
-            raise AssertionError(f"{peer.name} does not answer; its log ends:\n{peer.process.log_tail()}")
+            raise AssertionError(f"{peer.name} does not answer; its log ends:\n{peer.process.log_tail(40)}")
         await asyncio.sleep(0.05)
 
 
+def _move(peer: Peer) -> None:
+    """Gives the daemon other ports for what it serves to peers.
+
+    It takes them without SO_REUSEADDR, so for a minute after it died while it gave it could not have its own again.
+    """
+    upload, tcp, quic = free_ports(3)
+    config: Any = peer._config
+    config["upload"]["server"]["port"] = upload
+    config["storage"]["server"].update(tcpPort=tcp, quicPort=quic)
+
+
 @asynccontextmanager
-async def world(folder: Path) -> AsyncIterator[World]:
+async def world(folder: Path, server: S3Server) -> AsyncIterator[World]:
     """The world in the block; its folder should lie on a real disk with room for a few GB."""
     async with AsyncExitStack() as stack:
         link = stack.enter_context(Link())
-        server = stack.enter_context(S3Server(folder / "s3"))
-        server.client().create_bucket(Bucket=BUCKET)
+        client = server.client()
+        bucket = f"soak-{folder.name}"
+        client.create_bucket(Bucket=bucket)
         small = folder / "dragonfly" / SMALL
         stack.enter_context(_small_disk(small))
         cluster = stack.enter_context(DragonflyCluster(folder / "dragonfly", peers=3, configs=_configs(link)))
         far = _far_peer(cluster, link)
-        stack.callback(far.process.stop)
         cluster.peers.append(far)
+        for peer in cluster.peers:
+            # Nobody needs their goodbyes, which take seconds each.
+            stack.callback(peer.kill)
         gate = await stack.enter_async_context(Gate(server.port))
         far_gate = await stack.enter_async_context(Gate(server.port, host=link.near))
-        made = World(folder, server, cluster, gate, far_gate, link, small)
+        made = World(folder, server, cluster, gate, far_gate, link, small, client, bucket)
         await made.heal()
         yield made
 

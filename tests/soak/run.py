@@ -82,17 +82,17 @@ async def _without_faults(world: World, plan: Schedule, outcome: Outcome) -> Non
         outcome.violations += after_recovery(world, plan, ran)
     _keep(outcome, "after", ran)
     # Wrong bytes may lie in the cache unseen by this node: whoever meets them next must not suffer from them.
-    if damaged_tasks(world) and can_delete and plan.transport != "direct":
+    if damaged_tasks(world, plan) and can_delete and plan.transport != "direct":
         ran = await world.run(plan, PATIENT, "another")
         outcome.violations += after_recovery(world, plan, ran, "another")
         _keep(outcome, "another", ran)
-        if still := damaged_tasks(world):
+        if still := damaged_tasks(world, plan):
             outcome.violations.append(Violation("cache", f"damaged tasks stay in the cache: {still}"))
 
 
 def _only_wrong_bytes(ran: Ran) -> bool:
     """Whether the pass ended as it must where a damaged task can't be deleted: typed, and nothing published."""
-    return bool(ran.errors) and {type(exc).__name__ for exc in ran.errors} <= {"DigestMismatch", "Truncated"}
+    return bool(ran.errors) and {type(exc).__name__ for exc in ran.errors} <= {"DigestMismatch", "DamagedTask"}
 
 
 def _keep(outcome: Outcome, when: str, ran: Ran) -> None:

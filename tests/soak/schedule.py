@@ -81,7 +81,7 @@ class _Maker:
         corrupts = any(kind.corrupts for kind in kinds)
         needs_head = any(kind.op == "head" for kind in kinds)
         known = [name for name in CHECKSUMS if name != "none" and not (needs_head and name.startswith("md5"))]
-        first = self._first(content) if rng.random() < 0.5 else {}
+        first = self._first(content, main) if rng.random() < 0.5 else {}
         return Schedule(
             seed=self.seed,
             transport=transport,
@@ -102,7 +102,9 @@ class _Maker:
         """The main kind and up to three others that this transport meets."""
         kinds = [main]
         if main.wants == "corrupt":
-            kinds.append(KINDS["corrupt-cache@download"])
+            return [main, KINDS["corrupt-cache@download"]]
+        if main.wants == "resume":
+            return [main]
         others = [kind for kind in KINDS.values() if {transport, "any"} & set(kind.transports) and not kind.wants]
         for _ in range(self.rng.choice((0, 0, 1, 1, 2, 3))):
             kind = self.rng.choice(others)
@@ -116,6 +118,8 @@ class _Maker:
         sizes = [rng.choice(_SIZES) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
         # One that goes through a peer in several pieces, and directly in several ranges.
         sizes.append(rng.choice(_LARGE) if rng.random() < 0.06 else rng.choice((3 * RANGE + 5, 2 * RANGE, 4 * RANGE)))
+        if any(kind.wants == "whole" for kind in kinds):
+            sizes.append(rng.choice((1, 100, RANGE)))
         if any(kind.wants == "pages" for kind in kinds) and len(sizes) < 3:
             sizes += [1, 100]
         rng.shuffle(sizes)
@@ -126,11 +130,13 @@ class _Maker:
             content[f"{PREFIX}/aux/1/model.bin"] = rng.randbytes(rng.choice(_SIZES))
         return content
 
-    def _first(self, content: dict[str, bytes]) -> dict[str, bytes]:
+    def _first(self, content: dict[str, bytes], main: Kind) -> dict[str, bytes]:
         """An older content: some objects were others then, some were not there, some are gone now."""
         old = {
             # Large objects always change: faults strike them, so they must be fetched.
-            key: data if len(data) <= RANGE and self.rng.random() < 0.3 else self.rng.randbytes(len(data))
+            key: data
+            if len(data) < RANGE and main.wants != "whole" and self.rng.random() < 0.3
+            else self.rng.randbytes(len(data))
             for key, data in content.items()
         }
         if self.rng.random() < 0.2:
@@ -169,12 +175,14 @@ class _Maker:
             fault.times, fault.target = 1, rng.choice(sorted(key for key in content if key.endswith(".bin")))
             fault.payload = rng.randbytes(rng.choice((len(content[fault.target]), 777)))
         if kind.wants == "resume":
-            return [Fault("early-close", "proxy", key, 1, 1, BLOCK + rng.randrange(BLOCK)), replaced(fault, nth=2)]
+            return [Fault("broken-off", "proxy", key, 1, 1, BLOCK + rng.randrange(BLOCK)), replaced(fault, nth=2)]
         return [fault]
 
     def _key(self, kind: Kind, content: dict[str, bytes]) -> str:
         if kind.op in ("list", "stat", "delete"):
             return ""
+        if kind.wants == "whole":
+            return self.rng.choice(sorted(key for key, data in content.items() if 0 < len(data) <= RANGE))
         large = sorted(key for key, data in content.items() if len(data) > RANGE)
         return self.rng.choice(large) if kind.wants or self.rng.random() < 0.8 else ""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 _PASS: ContextVar[Pass | None] = ContextVar("pass", default=None)
 _STRAYS: list[str] = []
+_PATIENCE = 3.0
 
 
 class Pass:
@@ -31,8 +32,9 @@ class Pass:
             _PASS.reset(token)
         self.tasks.remove(task)
         await task
-        for _ in range(3):
-            await asyncio.sleep(0)  # what was cancelled needs a turn to end
+        # What was cancelled needs a turn to end, a gRPC call a word from its own thread.
+        if pending := [left for left in self.tasks if not left.done()]:
+            await asyncio.wait(pending, timeout=_PATIENCE)
         left = [repr(task) for task in self.tasks if not task.done()]
         # Their errors hold frames, and frames hold connections.
         self.tasks.clear()

@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,16 @@ _SLACK = 40
 _SIGNATURE = re.compile(r"Signature=[0-9a-f]{8}|" + re.escape(SECRET) + "|" + re.escape(TOKEN))
 
 
+@contextmanager
+def room() -> Iterator[Path]:
+    """A folder for workers, in memory where there is one: syncing files is not what the soak is about."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="dfagent-soak-", dir=shared if shared.is_dir() else None, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
+
+
 @dataclass
 class Done:
     """What a process made of a chunk of seeds; `problems` can't be told to one of them."""
@@ -39,13 +49,9 @@ class Done:
 class Worker:
     """A process's event loop and worlds, kept from one chunk to the next."""
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, folder: Path) -> None:
         make_quick()
-        shared = Path("/dev/shm")
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="dfagent-soak-", dir=shared if shared.is_dir() else None, ignore_cleanup_errors=True
-        )
-        self._path = Path(self._folder.name)
+        self._path = Path(tempfile.mkdtemp(dir=folder))
         self._temporary = self._path / "tmp"
         self._temporary.mkdir()
         self._loop = asyncio.new_event_loop()
@@ -64,7 +70,6 @@ class Worker:
         self._loop.run_until_complete(self._stack.aclose())
         self._threads.shutdown()
         self._loop.close()
-        self._folder.cleanup()
 
     def run(self, seeds: list[int]) -> Done:
         """The outcomes of the seeds, in the order in which they ended."""
@@ -117,8 +122,8 @@ def _matters(line: str) -> bool:
 _WORKERS: list[Worker] = []
 
 
-def run_chunk(seeds: list[int], lanes: int) -> Done:
+def run_chunk(seeds: list[int], lanes: int, folder: Path) -> Done:
     """Runs in a process of a pool, which keeps its worker."""
     if not _WORKERS:
-        _WORKERS.append(Worker(lanes))
+        _WORKERS.append(Worker(lanes, folder))
     return _WORKERS[0].run(seeds)

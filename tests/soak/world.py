@@ -23,7 +23,7 @@ from dfagent.transports.options import Timeouts
 from dfagent.wiring import RunOptions, open_session
 from tests.servers.fault_origin import FaultOrigin
 from tests.servers.fault_peer import FaultPeer
-from tests.soak.quick import TUNING
+from tests.soak.quick import TUNING, close_clients
 from tests.soak.schedule import PREFIX, RANGE, Schedule
 from tests.soak.watch import Pass, open_files
 
@@ -106,7 +106,6 @@ class World:
             _let_go(error)
         ran.leaks += [f"task {task}" for task in left]
         ran.leaks += [f"file {path}" for path in open_files(self.base)]
-        self.peer.cache.client.close()
         if not await _all_closed(self):
             ran.leaks.append(
                 f"connections: {self.origin.connections} to the store, {self.peer.connections} to the proxy"
@@ -155,11 +154,16 @@ def _let_go(error: BaseException) -> None:
 
 
 async def _all_closed(world: World) -> bool:
-    """Whether the clients closed their connections; a server learns it a moment later."""
-    for attempt in range(100):
+    """Whether the clients closed their connections; a server learns it a moment later.
+
+    A HEAD in a thread can't be given up: it ends with the SDK's attempts, three times the stall timeout.
+    """
+    for attempt in range(600):
+        world.peer.cache.client.close()  # again and again: a peer goes on with what its client has given up
         if not world.origin.connections and not world.peer.connections:
             return True
-        if attempt == 10:
+        if attempt % 100 == 10:
+            close_clients(world.origin.url)
             gc.collect()
         await asyncio.sleep(0.005)
     return False

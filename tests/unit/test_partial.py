@@ -11,7 +11,7 @@ import pytest
 from dfagent.checksums import checksum_of_file, hasher
 from dfagent.errors import Changed, DfagentError, NoSpace, Stalled, UnsafePath
 from dfagent.transports.blocks import JOURNAL_ALGORITHMS, combined, from_blocks, journal_algorithm
-from dfagent.transports.partial import PartialFile, Writer, opened, remove_partials
+from dfagent.transports.partial import PartialFile, Writer, opened
 from dfagent.types import Checksum
 
 BLOCK = 1000
@@ -249,12 +249,3 @@ def should_keep_what_it_had_no_time_to_check(tmp_path: Path) -> None:
     partial = PartialFile(tmp_path, TASK, SIZE, "direct", block_size=BLOCK)
     partial.open()
     assert partial.worth_keeping and partial.bytes_done == 0
-
-
-def should_remove_what_an_object_left_and_nothing_of_others(tmp_path: Path) -> None:
-    for kind in ("direct", "proxy"):
-        started(tmp_path, kind=kind).close()
-    other = tmp_path / "other.direct.partial"
-    other.touch()
-    remove_partials(tmp_path, TASK)
-    assert list(tmp_path.iterdir()) == [other]

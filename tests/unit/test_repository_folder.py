@@ -317,3 +317,10 @@ def should_let_both_folders_be_moved_together(tmp_path: Path) -> None:
 def should_refuse_a_model_repository_inside_its_state_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lies inside the state folder"):
         RepositoryFolder(tmp_path / "state" / "models", tmp_path / "state").open()
+
+
+def should_remove_the_probe_that_a_killed_run_left_where_triton_looks(folder: RepositoryFolder) -> None:
+    folder.close()
+    (folder.target / ".dfagent-probe-0123").touch()
+    folder.open()
+    assert list(folder.target.iterdir()) == []

@@ -150,6 +150,11 @@ def should_wait_as_long_as_a_busy_server_asks_within_reason() -> None:
     assert RetryPolicy().pause(1, Overloaded("later", retry_after=86_400.0)) <= 60.0
 
 
+def should_not_come_back_with_all_others_that_a_busy_server_sent_away() -> None:
+    pauses = {RetryPolicy().pause(1, Overloaded("later", retry_after=7.0)) for _ in range(50)}
+    assert max(pauses) - min(pauses) > 0.1
+
+
 @pytest.mark.parametrize(
     ("failure", "source", "told"),
     [

@@ -105,11 +105,13 @@ def should_take_the_room_of_a_linked_file_for_nobodys(folder: RepositoryFolder, 
         folder.space.reserve("two", weights(MIB, version="c"))
 
 
-def should_end_the_promise_when_the_model_is_whole(folder: RepositoryFolder) -> None:
+def should_end_the_promise_with_the_download(folder: RepositoryFolder) -> None:
     (file,) = weights(2 * MIB)
     with folder.space.reserving("one", [file]):
         staging = Staging(folder, Manifest.of("one", [file], []))
         staging.open()
         staging.take(file, download(folder, "one", file))
-        staging.finish()
         folder.space.reserve("two", weights(1536 * KIB))
+        folder.space.release("two")
+    staging.finish()
+    folder.space.reserve("two", weights(1536 * KIB))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dfagent.errors import Changed, DigestMismatch
+from dfagent.errors import Changed, DamagedTask, DigestMismatch, StoreUnavailable
 from dfagent.transports.verifying import Verifying
 from dfagent.types import Checksum, Fetched, FetchRequest, Source, Traffic
 from tests.servers.requests import request_for
@@ -31,7 +31,7 @@ class Bringing:
     async def aclose(self) -> None: ...
 
     async def fetch(self, _request: FetchRequest, folder: Path | None) -> Fetched:
-        path = folder / "partial" if folder else None
+        path = folder / "partial.partial" if folder else None
         if path:
             path.write_bytes(self._data)
         fetched = Fetched(path, self.name, Source.UNKNOWN, Traffic(), 0.0, 0.0)
@@ -137,6 +137,33 @@ async def should_trust_a_file_that_the_ledger_knows_without_reading_it(tmp_path:
     assert not asked
     with pytest.raises(DigestMismatch):
         await Verifying(Linking(), Known(8, RIGHT)).fetch(request, tmp_path)
+
+
+async def should_rid_the_peer_of_a_task_of_another_size(tmp_path: Path) -> None:
+    class Short(Bringing):
+        async def fetch(self, _request: FetchRequest, _folder: Path | None) -> Fetched:
+            raise DamagedTask("92 bytes of it")
+
+    request, _ = asking(RIGHT)
+    for folder in (tmp_path, None):
+        discard, discarded = discarding(gone=True)
+        with pytest.raises(DamagedTask) as refused:
+            await Verifying(Short(), discard=discard).fetch(request, folder)
+        assert discarded == [request.task.id]
+        assert "deleted" in refused.value.hint
+
+
+async def should_keep_what_can_be_resumed_when_the_store_can_not_be_asked(tmp_path: Path) -> None:
+    async def busy() -> Checksum | None:
+        raise StoreUnavailable("busy")
+
+    (tmp_path / "partial.parts").write_text("a journal")
+    with pytest.raises(StoreUnavailable):
+        await Verifying(Bringing()).fetch(replace(request_for(len(DATA)), expected=busy), tmp_path)
+    assert (tmp_path / "partial.partial").exists()
+    with pytest.raises(DigestMismatch):
+        await Verifying(Bringing()).fetch(asking(WRONG)[0], tmp_path)
+    assert not (tmp_path / "partial.partial").exists()
 
 
 async def should_ask_the_store_before_a_peer_sends_anything(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""What has to hold before anything is written: places that don't spoil each other, one dfagent at a time, one mount."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from dfagent.errors import ConfigError, FolderInUse, RepositoryError
+from dfagent.repository import ledger
+from dfagent.repository.disk import children, open_file, read_file, remove, write_file
+
+KINDS = ("generations", "manifests", "staging", "partials", "loaded", "configs", "sha256sums", "tmp")
+"""The folders in the state folder."""
+_OWNER = "target"
+_LOCK = "lock"
+
+
+def check_places(target: Path, state: Path) -> None:
+    """Refuses places where one folder would spoil the other, and a state folder that is not this DIR's own."""
+    if state == target or target in state.parents:
+        raise ConfigError(
+            f"the state folder {state} lies inside the model repository {target}",
+            hint="choose one beside it: Triton takes every folder in its repository for a model",
+        )
+    if state in target.parents:
+        raise ConfigError(
+            f"the model repository {target} lies inside the state folder {state}",
+            hint="choose a state folder beside it",
+        )
+    names = {path.name for path in children(state)}
+    owner = read_file(state / _OWNER)
+    if owner is None and names - {*KINDS, _LOCK, *ledger.FILES}:
+        raise ConfigError(
+            f"the state folder {state} holds files that are not dfagent's",
+            hint="choose an empty or a new folder for --state",
+        )
+    if owner is not None and owner.decode(errors="replace") != _owner(target, state):
+        raise ConfigError(
+            f"{state} is the state folder of another model repository ({owner.decode(errors='replace')} from there)",
+            hint="give each --to a --state of its own",
+        )
+
+
+def name_owner(target: Path, state: Path, temporary: Path) -> None:
+    """Writes down which DIR this is the state folder of."""
+    write_file(state / _OWNER, temporary, _owner(target, state).encode())
+
+
+def _owner(target: Path, state: Path) -> str:
+    """How the state folder names its DIR; relative, so that both can be moved together."""
+    return os.path.relpath(target, state)
+
+
+def locked(target: Path, state: Path) -> int:
+    """The file descriptor that holds the lock; raises `FolderInUse` where another dfagent has it."""
+    fd = open_file(state / _LOCK)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
+        os.close(fd)
+        raise FolderInUse(
+            f"another dfagent (process {holder or 'unknown'}) works on {target}",
+            hint="wait for it, stop it, or give this one another --to",
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def check_same_mount(target: Path, state: Path, probe: Path) -> None:
+    """Proves by a file `probe` in the state folder that a link in DIR can be replaced from there."""
+    # Two mounts of one file system have the same device number: only trying tells.
+    for left in target.glob(".dfagent-probe-*"):
+        remove(left)  # by a run that was killed just then
+    arrived = target / f".dfagent-probe-{uuid.uuid4().hex}"
+    try:
+        write_file(arrived, probe, b"")
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        raise _other_mount(target, state) from exc
+    finally:
+        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            arrived.unlink(missing_ok=True)
+
+
+def _other_mount(target: Path, state: Path) -> RepositoryError:
+    if os.path.ismount(target):
+        return RepositoryError(
+            f"{target} is a mount point itself, so its state folder {state} lies on another mount",
+            hint=f"choose a folder inside it, such as --to {target / 'models'}, and let Triton mount the parent",
+        )
+    return RepositoryError(
+        f"{target} and its state folder {state} lie on different mounts",
+        hint=f"choose --state on the mount of {target}, or leave it out",
+    )
