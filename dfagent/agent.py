@@ -91,6 +91,7 @@ class Agent:
         result = PassResult()
         todo: Collection[str] | None = only
         held: set[str] = set()
+        failed: dict[str, ModelSource] = {}
         for listing in range(1, _LISTINGS + 1):
             started = time.monotonic()
             entries = [entry async for entry in tools.fetcher.store.list(self.url)]
@@ -98,9 +99,12 @@ class Agent:
             models = [model for model in scanned if todo is None or model.name in todo]
             held |= {model.name for model in scanned}
             jobs = [ModelJob(model, tools, time.monotonic() - started) for model in models]
-            todo = await self._run_jobs(jobs, result, last=listing == _LISTINGS)
+            # A store that lists what it does not serve would be asked for it again and again.
+            last = {model.name for model in models if listing == _LISTINGS or model == failed.get(model.name)}
+            todo = await self._run_jobs(jobs, result, last)
             if not todo:
                 break
+            failed = {model.name: model for model in models if model.name in todo}
             log.warning("%s: overwritten while it was fetched: listing again", ", ".join(sorted(todo)))
         if not result.models and self._allow_empty:
             log.warning("%s holds no model that is wanted", self.url)
@@ -155,13 +159,16 @@ class Agent:
             config_fetcher=replace(self._tools.config_fetcher, isolation=isolation),
         )
 
-    async def _run_jobs(self, jobs: list[ModelJob], result: PassResult, last: bool) -> set[str]:
-        """Runs the jobs side by side; returns the models whose objects were overwritten meanwhile."""
+    async def _run_jobs(self, jobs: list[ModelJob], result: PassResult, last: set[str]) -> set[str]:
+        """Runs the jobs side by side; returns the models whose objects were overwritten meanwhile.
+
+        For the models in `last` that is a failure.
+        """
         changed: set[str] = set()
 
         async def run(job: ModelJob) -> None:
             try:
-                result.add(job, await job.run(may_list_again=not last))
+                result.add(job, await job.run(may_list_again=job.source.name not in last))
             except Changed:
                 changed.add(job.source.name)
 

@@ -38,7 +38,7 @@ from dfagent.tasks import finished_in_thread, owned_tasks
 from dfagent.types import Checksum, Traffic
 
 log = logging.getLogger("dfagent.agent")
-Take = Callable[[Path, "Checksum | None"], None]
+Take = Callable[[Path, "Checksum | None", "tuple[int, int, int, int] | None"], None]
 
 
 class Loader(Protocol):
@@ -301,7 +301,7 @@ class ModelJob:
         fetched = await fetcher.fetch(request, folder)
         started = time.monotonic()
         if fetched.path and take:
-            await finished_in_thread(take, fetched.path, fetched.verified)
+            await finished_in_thread(take, fetched.path, fetched.verified, fetched.verified_as)
         verify_seconds = fetched.verify_seconds + time.monotonic() - started
         record = ObjectRecord.of(model, str(file.path), request, fetched, verify_seconds)
         self.objects.append(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -146,6 +147,11 @@ class FetchRequest:
     expected: Callable[[], Awaitable[Checksum | None]] = _none_known
 
 
+def file_identity(file: os.stat_result) -> tuple[int, int, int, int]:
+    """What a file that was not touched keeps: device, inode, size in bytes, time of change in nanoseconds."""
+    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
+
+
 class Source(str, Enum):
     """Where an object's bytes came from, in Dragonfly's own word; `unknown` where it can't tell."""
 
@@ -191,7 +197,8 @@ class Fetched:
 
     `computed` is the checksum of the bytes as they were written, where the transport saw them pass; `told` is the
     store's own in the answer that they came in, set only where no peer stood between. `verified` is the store's
-    checksum that the file agrees with, None where there is none to agree with. `detours` are what was tried before.
+    checksum that the file agrees with, None where there is none to agree with; `verified_as` is the file's
+    `file_identity` then, because others may write to what is linked. `detours` are what was tried before.
     """
 
     path: Path | None
@@ -204,5 +211,6 @@ class Fetched:
     computed: Checksum | None = None
     told: Checksum | None = None
     verified: Checksum | None = None
+    verified_as: tuple[int, int, int, int] | None = None
     verify_seconds: float = 0.0
     detours: tuple[Detour, ...] = ()

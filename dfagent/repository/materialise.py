@@ -20,7 +20,7 @@ import os
 import stat
 from pathlib import Path
 
-from dfagent.errors import Truncated
+from dfagent.errors import DigestMismatch, Truncated
 from dfagent.repository.disk import (
     FILE_MODE,
     check_folder,
@@ -35,7 +35,7 @@ from dfagent.repository.disk import (
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.trust import Trust, trust
-from dfagent.types import Checksum
+from dfagent.types import Checksum, file_identity
 
 
 class Staging:
@@ -101,10 +101,17 @@ class Staging:
                 reused.add(file)
         return reused
 
-    def take(self, file: ManifestFile, partial: Path, checksum: Checksum | None = None) -> None:
+    def take(
+        self,
+        file: ManifestFile,
+        partial: Path,
+        checksum: Checksum | None = None,
+        verified_as: tuple[int, int, int, int] | None = None,
+    ) -> None:
         """Moves a fetched file in. It may be the P2P cache's inode, so it is only ever renamed.
 
-        `checksum` is the store's own that the bytes were found to agree with, None where there is none.
+        `checksum` is the store's own that the bytes were found to agree with, None where there is none; `verified_as`
+        is how the file was then. Raises `DigestMismatch` for one that was changed since.
         """
         with disk_errors(self._folder.state):
             found = partial.lstat()
@@ -113,11 +120,17 @@ class Staging:
                 raise Truncated(
                     f"{self.manifest.model}/{file.path}: {found.st_size} bytes arrived, {file.size} were listed"
                 )
+            if verified_as and file_identity(found) != verified_as:
+                partial.unlink()
+                raise DigestMismatch(
+                    f"{self.manifest.model}/{file.path}: the file was changed after it had been verified",
+                    hint="who else writes into the peer's cache or the state folder? run again",
+                )
             if found.st_nlink == 1 and found.st_uid == os.geteuid():
                 # Nobody else's: what dfdaemon linked has its name in the cache as well, and keeps its mode.
                 partial.chmod(FILE_MODE)
             sync_file(partial)
-            self._folder.ledger.remember(file.version, partial.lstat(), checksum, synced=True)
+            self._folder.ledger.remember(file.version, found, checksum, synced=True)
             os.replace(partial, self._path / file.path)
 
     def write(self, file: ManifestFile, data: bytes) -> None:

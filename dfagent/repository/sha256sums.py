@@ -21,6 +21,7 @@ from dfagent.errors import DigestMismatch, InvalidSha256Sums
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
 from dfagent.tasks import finished_in_thread, owned_tasks
+from dfagent.types import file_identity
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -240,16 +241,12 @@ def _known(expected: Iterable[str], where: Path, note: _Note) -> tuple[dict[str,
     found: dict[str, tuple[Identity, str]] = {}
     unknown: list[str] = []
     for path in expected:
-        identity = _identity((where / path).stat())
+        identity = file_identity((where / path).stat())
         if identity in note.files:
             found[path] = identity, note.files[identity]
         else:
             unknown.append(path)
     return found, unknown
-
-
-def _identity(file: os.stat_result) -> Identity:
-    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
 
 
 def _hash_slice(path: Path, state: _Hash, offset: int) -> tuple[Identity, int]:
@@ -260,7 +257,7 @@ def _hash_slice(path: Path, state: _Hash, offset: int) -> tuple[Identity, int]:
         while count < _SLICE and (chunk := file.read(_CHUNK)):
             state.update(chunk)
             count += len(chunk)
-        return _identity(os.fstat(file.fileno())), count
+        return file_identity(os.fstat(file.fileno())), count
 
 
 def _raise_if_wrong(model: str, digests: Mapping[str, str], expected: Mapping[str, str]) -> None:

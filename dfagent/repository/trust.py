@@ -22,7 +22,7 @@ from dfagent.checksums import checksum_of_file
 from dfagent.repository.disk import plain_file, sync_file
 from dfagent.repository.ledger import Ledger
 from dfagent.repository.manifest import ManifestFile
-from dfagent.types import Checksum
+from dfagent.types import Checksum, file_identity
 
 
 class Trust(Enum):
@@ -63,8 +63,4 @@ def agrees(root: Path, file: ManifestFile, checksum: Checksum, found: os.stat_re
     except OSError:
         return False
     after = plain_file(root, file.path)
-    return same and after is not None and _identity(after) == _identity(found)
-
-
-def _identity(file: os.stat_result) -> tuple[int, int, int, int]:
-    return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
+    return same and after is not None and file_identity(after) == file_identity(found)

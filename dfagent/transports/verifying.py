@@ -16,7 +16,7 @@ from dfagent.checksums import checksum_of_file
 from dfagent.errors import DamagedTask, DigestMismatch
 from dfagent.tasks import finished_in_thread
 from dfagent.transports.base import Transport
-from dfagent.types import Checksum, Fetched, FetchRequest
+from dfagent.types import Checksum, Fetched, FetchRequest, file_identity
 
 log = logging.getLogger("dfagent.transports")
 Discard = Callable[[str], Awaitable[bool]]
@@ -67,19 +67,27 @@ class Verifying:
             return fetched
         started = time.monotonic()
         try:
-            verified = await self._verified(request, fetched, fetched.path)
+            before = await asyncio.to_thread(_stat, fetched.path)
+            verified = await self._verified(request, fetched, fetched.path, before)
         except BaseException as exc:
             # What has a journal beside it can be gone on with, unless its bytes are wrong.
             if isinstance(exc, DigestMismatch) or not fetched.path.with_suffix(".parts").exists():
                 with suppress(OSError):
                     fetched.path.unlink(missing_ok=True)
             raise
-        return replace(fetched, verified=verified, verify_seconds=time.monotonic() - started)
+        return replace(
+            fetched,
+            verified=verified,
+            verified_as=file_identity(before),
+            verify_seconds=time.monotonic() - started,
+        )
 
-    async def _verified(self, request: FetchRequest, fetched: Fetched, path: Path) -> Checksum | None:
+    async def _verified(
+        self, request: FetchRequest, fetched: Fetched, path: Path, before: os.stat_result
+    ) -> Checksum | None:
         task = request.task.id
         if self._ledger:
-            known = await asyncio.to_thread(_is_known, self._ledger, task, path)
+            known: bool = await asyncio.to_thread(self._ledger.verified, task, before)
             if known:
                 return await asyncio.to_thread(self._ledger.checksum, task)
         expected = fetched.told or await request.expected()
@@ -114,8 +122,8 @@ class Verifying:
         return said
 
 
-def _is_known(ledger: Trust, task: str, path: Path) -> bool:
-    return ledger.verified(task, os.stat(path, follow_symlinks=False))
+def _stat(path: Path) -> os.stat_result:
+    return os.stat(path, follow_symlinks=False)
 
 
 def _comparable(computed: Checksum, expected: Checksum) -> bool:

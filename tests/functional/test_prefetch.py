@@ -20,6 +20,7 @@ from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, parse_config
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
+from dfagent.types import ObjectEntry
 from dfagent.wiring import RunOptions, Session, open_session
 from tests.servers.gate import Gate
 from tests.servers.mounts import tiny_disk
@@ -284,6 +285,22 @@ async def should_record_every_object_and_every_model(store: Bucket) -> None:
     assert model.source is not None and model.source.value == "direct"
     assert model.fetched_bytes == sum(record.bytes for record in result.objects) == model.bytes
     assert model.seconds.list > 0 and model.seconds.fetch > 0 and model.seconds.publish > 0
+
+
+async def should_not_ask_for_ever_for_a_version_that_is_listed_and_not_served(
+    store: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway with a stale listing: the same etag again, and 412 again."""
+    store.put_model("repo/net", v1__weights=b"weights")
+    pin = ObjectEntry.pin_headers
+    monkeypatch.setattr(
+        ObjectEntry,
+        "pin_headers",
+        property(lambda entry: {"If-Match": '"another"'} if "weights" in entry.ref.key else pin.__get__(entry)),
+    )
+    (error,) = (await store.run()).errors
+    assert isinstance(error, Changed)
+    assert len(store.gate.requests("list-type=2")) == 2
 
 
 async def should_say_how_much_room_is_needed_before_anything_is_fetched(store: Bucket, tmp_path: Path) -> None:

@@ -175,7 +175,8 @@ async def should_not_touch_what_took_the_place_of_a_model(node: Node) -> None:
     node.remove("repo/gone")
     (node.target / "gone").unlink()
     (node.target / "gone").mkdir()
-    assert set(outcomes(await node.run()).values()) == {"unchanged"}
+    result = await node.run()
+    assert not result.errors and set(outcomes(result).values()) == {"unchanged"}
     assert node.names() == ["gone", "net", "other"] and node.triton.unloaded == []
 
 
@@ -242,11 +243,13 @@ async def should_remove_nothing_by_a_listing_that_failed(node: Node, page: int) 
 async def should_remove_nothing_while_another_repository_can_not_be_listed(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model may have moved there."""
-    node.store.put_model("two/gone", config_of("gone"))
-    node.remove("repo/gone")
-    node.store.objects["two/gone/1/weights"] = b"moved"
+    """The model may have moved there, and what an earlier pass saw there counts no longer."""
+    node.store.put_model("two/theirs", config_of("theirs"))
     async with node.session("repo", "two") as session:
+        assert not (await session.run()).errors
+        node.store.put_model("two/gone", config_of("gone"))
+        node.remove("repo/gone")
+        node.store.objects["two/gone/1/weights"] = b"moved"
         real = session.agents[1]._tools.fetcher.store.list
 
         async def fails(*arguments: Any) -> AsyncIterator[Any]:
@@ -258,9 +261,9 @@ async def should_remove_nothing_while_another_repository_can_not_be_listed(
             patch.setattr(session.agents[1]._tools.fetcher.store, "list", fails)
             result = await session.run()
         assert len(result.errors) == 1 and "gone" not in outcomes(result)
-        assert node.names() == ["gone", "net", "other"]
+        assert node.names() == ["gone", "net", "other", "theirs"]
         result = await session.run()
-    assert outcomes(result) == {"net": "unchanged", "other": "unchanged", "gone": "published"}
+    assert not result.errors and outcomes(result)["gone"] == "published"
     assert (node.target / "gone/1/weights").read_bytes() == b"moved"
 
 
@@ -268,7 +271,7 @@ async def should_remove_nothing_by_an_empty_listing(node: Node) -> None:
     node.triton = FakeTriton(node.target)
     node.store.objects = {"repo/README.md": b"loose"}
     (error,) = (await node.run()).errors
-    assert isinstance(error, EmptyRepository) and error.exit_code == 5
+    assert isinstance(error, EmptyRepository) and error.exit_code == 5 and "no model lies below" in error.message
     assert node.names() == ["gone", "net", "other"] and node.triton.unloaded == []
 
 
@@ -313,6 +316,17 @@ async def should_remove_nothing_when_the_second_look_is_another_one(node: Node, 
     assert node.names() == ["gone", "net", "other"] and node.triton.unloaded == []
 
 
+async def should_record_what_went_of_one_repository_when_the_second_look_at_another_fails(node: Node) -> None:
+    node.store.put_model("two/theirs", config_of("theirs"))
+    assert not (await node.run("two", prune=False)).errors
+    node.remove("repo/gone")
+    node.remove("two")
+    node.meanwhile = [lambda: node.store.instead.update({0: BROKEN["403"]})]
+    result = await node.run("repo", "two", allow_empty=True)
+    assert isinstance(result.errors[0], StoreError) and len(result.errors) == 1
+    assert outcomes(result)["gone"] == "removed" and node.names() == ["net", "other", "theirs"]
+
+
 async def should_take_a_repository_where_no_model_declares_the_agent_for_an_empty_one(node: Node) -> None:
     for model in ("gone", "net", "other"):
         node.store.objects[f"repo/{model}/config.pbtxt"] = PLAIN
@@ -326,13 +340,17 @@ async def should_take_a_repository_where_no_model_declares_the_agent_for_an_empt
     assert not (await node.run(allow_empty=True)).errors and node.names() == []
 
 
-async def should_keep_the_models_of_a_folder_that_reads_as_one_model_now(node: Node) -> None:
+@pytest.mark.parametrize(("unsafe", "outcome"), [(False, "published"), (True, "failed")])
+async def should_keep_the_models_of_a_folder_that_reads_as_one_model_now(
+    node: Node, unsafe: bool, outcome: str
+) -> None:
     """One config.pbtxt in the wrong place must not unload a whole repository."""
     node.triton = FakeTriton(node.target)
     node.store.objects["repo/config.pbtxt"] = config_of("repo")
-    result = await node.run()
-    assert not result.errors and outcomes(result) == {"repo": "published"}
-    assert node.names() == ["gone", "net", "other", "repo"] and node.triton.unloaded == []
+    if unsafe:
+        node.store.objects["repo/x/../y"] = b""
+    assert outcomes(await node.run()) == {"repo": outcome}
+    assert {"gone", "net", "other"} <= set(node.names()) and node.triton.unloaded == []
 
 
 async def should_remove_the_one_model_that_a_url_names(node: Node) -> None:

@@ -19,7 +19,6 @@ from dfagent.repository.manifest import ManifestFile
 from dfagent.repository.materialise import Staging
 from dfagent.repository.sha256sums import MAX_SUMS_BYTES, Demand, Sha256Check
 from dfagent.settings.dragonfly import DragonflySettings
-from dfagent.types import Checksum
 from tests.servers import program
 from tests.servers.gate import Gate
 from tests.servers.passes import Place, config_of, sums_of
@@ -185,7 +184,7 @@ async def should_heal_by_fetching_a_file_again_whose_bytes_were_spoilt_on_the_wa
 ) -> None:
     take = Staging.take
 
-    def spoilt(self: Staging, file: ManifestFile, partial: Path, _verified: Checksum | None) -> None:
+    def spoilt(self: Staging, file: ManifestFile, partial: Path, *_verified: object) -> None:
         if file.path == "1/weights":
             partial.write_bytes(b"WEIGHTS")
         take(self, file, partial, None)  # as from a store that has no checksum, else nothing spoilt comes this far

@@ -150,6 +150,9 @@ class FaultDfdaemon(dfdaemon_pb2_grpc.DfdaemonDownloadServicer):
                 raise BackendError(fault.amount)
             async for message in run.messages(fault, fire):
                 yield message
+        except (asyncio.CancelledError, GeneratorExit):
+            run.was_given_up()
+            raise
         except BackendError as exc:
             await run.abort(exc)
         except ShortPieceError as exc:
@@ -195,6 +198,12 @@ class _Download:
         detail = json.dumps({"message": str(exc), "header": exc.headers, "status_code": exc.status}).encode()
         self._context.set_trailing_metadata((("grpc-status-details-bin", detail),))
         await self._context.abort(grpc.StatusCode.INTERNAL, str(exc))
+
+    def was_given_up(self) -> None:
+        """dfdaemon goes on by itself, to a whole task or a failed one; here it is always the latter."""
+        task = self._cache.tasks.get(self._task_id)
+        if task and not task.is_finished:
+            task.failed = True
 
     async def messages(self, fault: Fault, fire: Callable[[], None]) -> AsyncIterator[Any]:
         headers = origin_request_headers(dict(self._download.request_header))

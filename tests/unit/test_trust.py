@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from dfagent.checksums import checksum_of_file
-from dfagent.errors import UnsafePath
+from dfagent.errors import DigestMismatch, UnsafePath
 from dfagent.repository import trust as trust_module
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.ledger import FILES
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.materialise import Staging
-from dfagent.types import Checksum
+from dfagent.types import Checksum, file_identity
 
 RIGHT, WRONG = b"right bytes", b"wrong bytes"
 CRC = Checksum("crc32", zlib.crc32(RIGHT).to_bytes(4, "big"))
@@ -282,3 +282,19 @@ def should_say_where_a_generation_is_a_link(folder: RepositoryFolder, tmp_path: 
     assert not whole(folder)
     with pytest.raises(UnsafePath, match=WANTED.digest):
         Staging(folder, WANTED).open()
+
+
+def should_take_no_file_that_was_changed_after_it_had_been_verified(folder: RepositoryFolder, tmp_path: Path) -> None:
+    """Whoever writes to the cache's inode in between: its link would be published, and vouched for by the ledger."""
+    staging = Staging(folder, WANTED)
+    staging.open()
+    cached, arrived = tmp_path / "cached", folder.partials("net") / "x.dfdaemon.partial"
+    cached.write_bytes(RIGHT)
+    os.link(cached, arrived)
+    verified_as = file_identity(arrived.lstat())
+    cached.write_bytes(WRONG)
+    with pytest.raises(DigestMismatch):
+        staging.take(STORED, arrived, CRC, verified_as)
+    assert not arrived.exists() and cached.read_bytes() == WRONG
+    assert STORED in Staging(folder, WANTED).open()
+    assert not folder.ledger.knows(STORED.version)
