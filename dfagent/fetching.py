@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,7 +31,7 @@ class Fetcher:
 
     store: Store
     transport: Transport
-    limit: asyncio.Semaphore
+    limit: AbstractAsyncContextManager[object]
     isolation: str = ""
     known: KnownChecksums | None = None
     copies: Callable[[int], bool] = lambda _size: True

@@ -9,6 +9,7 @@ from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.transports.base import Transport
 from dfagent.transports.fallback import NEVER_SHARED, Explaining, Fallback
 from dfagent.transports.options import RequestOptions, Timeouts
+from dfagent.transports.pressure import Pressure
 from dfagent.transports.retrying import Retrying, RetryPolicy
 from dfagent.transports.verifying import Trust, Verifying
 
@@ -41,6 +42,7 @@ class Ways:
     timeouts: Timeouts
     ledger: Trust | None
     tuning: Tuning = field(default_factory=Tuning)
+    pressure: Pressure | None = None
     _opened: list[Transport] = field(default_factory=list)
 
     async def aclose(self) -> None:
@@ -49,7 +51,7 @@ class Ways:
 
     def direct(self) -> Transport:
         """The store itself, verified and tried again; for model configurations, too."""
-        return Retrying(Verifying(self._direct(), self.ledger), self.tuning.retries)
+        return Retrying(Verifying(self._direct(), self.ledger), self.tuning.retries, self.pressure)
 
     def chosen(self, name: str) -> Transport:
         """The transport of that name (`auto`, `direct`, `proxy`, `dfdaemon`), whose address is set."""
@@ -77,11 +79,11 @@ class Ways:
 
     def _proxy(self, retries: RetryPolicy) -> Transport:
         discard = self._daemon().discard if self.dragonfly.socket else _nothing_to_ask
-        return Retrying(Verifying(self._streaming(), self.ledger, discard), retries)
+        return Retrying(Verifying(self._streaming(), self.ledger, discard), retries, self.pressure)
 
     def _dfdaemon(self, retries: RetryPolicy, *, only_links: bool = False) -> Transport:
         daemon = self._daemon(only_links=only_links)
-        return Retrying(Verifying(daemon, self.ledger, daemon.discard), retries)
+        return Retrying(Verifying(daemon, self.ledger, daemon.discard), retries, self.pressure)
 
     def _daemon(self, *, only_links: bool = False) -> DfdaemonTransport:
         from dfagent.transports.dfdaemon import DfdaemonTransport

@@ -21,6 +21,7 @@ from dfagent.settings.files import Settings
 from dfagent.stores.registry import open_store
 from dfagent.stores.url import parse_repository_url
 from dfagent.transports.options import Timeouts
+from dfagent.transports.pressure import Pressure
 from dfagent.verification import Verification
 from dfagent.ways import Tuning, Ways
 
@@ -113,14 +114,14 @@ async def open_session(
     async with AsyncExitStack() as stack:
         folder = folder or await _open_folder(stack, options)
         ledger = folder.ledger if folder else None
-        ways = Ways(settings.dragonfly, options.timeouts, ledger, options.tuning)
+        limit = Pressure(settings.dragonfly.concurrency)
+        ways = Ways(settings.dragonfly, options.timeouts, ledger, options.tuning, limit)
         stack.push_async_callback(ways.aclose)
         transport = ways.chosen(name)
         direct = transport if name == "direct" else ways.direct()
         triton = _triton(options)
         if triton:
             stack.push_async_callback(triton.aclose)
-        limit = asyncio.Semaphore(settings.dragonfly.concurrency)
         demanded = options.require_sha256 or settings.dragonfly.sha256_manifest
         sha256 = Sha256Check(folder) if folder and demanded else None
         agents = []

@@ -19,6 +19,7 @@ from dfagent.errors import (
     Stalled,
 )
 from dfagent.transports.base import Transport
+from dfagent.transports.pressure import Pressure
 from dfagent.types import Fetched, FetchRequest, Source
 
 log = logging.getLogger("dfagent.transports")
@@ -59,12 +60,13 @@ class Retrying:
     """A transport that tries another one again.
 
     An expired signature is no failure as long as bytes came through since the last one; without progress it is tried
-    once more and then becomes `AccessDenied`.
+    once more and then becomes `AccessDenied`. `pressure` is told of load that is shed and of objects that came through.
     """
 
-    def __init__(self, inner: Transport, policy: RetryPolicy | None = None) -> None:
+    def __init__(self, inner: Transport, policy: RetryPolicy | None = None, pressure: Pressure | None = None) -> None:
         self._inner = inner
         self._policy = policy or RetryPolicy()
+        self._pressure = pressure
 
     @property
     def name(self) -> str:
@@ -81,6 +83,8 @@ class Retrying:
             attempt = _Attempt(request)
             try:
                 fetched = await self._inner.fetch(attempt.request, folder)
+                if self._pressure:
+                    self._pressure.came()
                 return replace(fetched, attempts=attempts, source=_honest(fetched.source, began))
             except SignedUrlExpired as exc:
                 attempt.take_back()
@@ -90,6 +94,8 @@ class Retrying:
                 log.info("%s: signing again: %s", request.label, exc.message)
             except DfagentError as exc:
                 attempt.take_back()
+                if self._pressure and isinstance(exc, Overloaded):
+                    self._pressure.refused()
                 began = began or not isinstance(exc, (Overloaded, ConnectFailed))
                 failures = 1 if attempt.counted > furthest else failures + 1
                 if not self._policy.allows(failures, exc):

@@ -20,6 +20,7 @@ from dfagent.repository.config_pbtxt import MAX_CONFIG_BYTES, parse_config
 from dfagent.settings.credentials import CloudCredentials
 from dfagent.settings.dragonfly import DragonflySettings
 from dfagent.settings.files import Settings
+from dfagent.transports.pressure import Pressure
 from dfagent.types import ObjectEntry
 from dfagent.wiring import RunOptions, Session, open_session
 from tests.servers.gate import Gate
@@ -194,7 +195,9 @@ async def should_share_one_limit_of_requests_in_flight_between_all_repositories(
             fetcher for agent in session.agents for fetcher in (agent._tools.fetcher, agent._tools.config_fetcher)
         ]
     assert len({id(fetcher.limit) for fetcher in fetchers}) == 1
-    assert fetchers[0].limit._value == 3
+    limit = fetchers[0].limit
+    assert isinstance(limit, Pressure)
+    assert limit.places == 3
 
 
 async def should_report_a_model_that_changes_faster_than_it_can_be_fetched(store: Bucket) -> None:
