@@ -227,6 +227,23 @@ class ModelJob:
             await finished_in_thread(folder.write_manifest, wanted)
         return examined.whole
 
+    async def _prove(self, folder: RepositoryFolder, staging: Staging) -> None:
+        """Asks the store about files of an earlier run that a lost ledger knows nothing of: then they can be read."""
+        unproven = {file.path: file for file in await asyncio.to_thread(staging.unproven)}
+        fetcher = self.tools.fetcher
+
+        async def learn(file: ModelFile) -> None:
+            async with fetcher.limit:
+                checksum = await fetcher.request(
+                    f"{self.source.name}/{file.path}", file.entry, lambda _: None
+                ).expected()
+            await asyncio.to_thread(folder.ledger.learn, fetcher.task(file.entry).id, checksum)
+
+        async with owned_tasks() as group:
+            for file in self.source.files:
+                if str(file.path) in unproven:
+                    group.create_task(learn(file))
+
     async def _settle(self, folder: RepositoryFolder, wanted: Manifest, have: ManifestFile, file: ModelFile) -> None:
         fetcher = self.tools.fetcher
         try:
@@ -252,6 +269,7 @@ class ModelJob:
     async def _assemble(
         self, folder: RepositoryFolder, staging: Staging, config: bytes | None, demand: Demand | None
     ) -> None:
+        await self._prove(folder, staging)
         missing = {file.path: file for file in await asyncio.to_thread(staging.open)}
         own = [(missing.pop(CONFIG_NAME, None), config)]
         if demand and demand.data is not None:

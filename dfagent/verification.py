@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dfagent.checksums import checksum_of_file
 from dfagent.errors import DfagentError, RepositoryError, StoreError
-from dfagent.repository.disk import kind_of, plain_file, plain_folder, remove, walk
+from dfagent.repository.disk import disk_errors, kind_of, plain_file, plain_folder, remove, walk
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.scan import CONFIG_NAME
@@ -57,10 +57,10 @@ class Damage:
 class ModelCheck:
     """What was found of one name in DIR.
 
-    `outcome` is "whole", "damaged", "mended", or "foreign" for what dfagent did not put there. `store` is "same",
-    "newer", "gone", or "unknown" where it was not asked or did not answer. `unverified` files have the right size, and
-    nobody knows a checksum of them. `wrong` and `strange` are what a repair goes by: files whose bytes are not right,
-    and names that do not belong there.
+    `outcome` is "whole", "damaged", "mended", "foreign" for what dfagent did not put there, or "gone" for what was
+    removed meanwhile. `store` is "same", "newer", "gone", or "unknown" where it was not asked or did not answer.
+    `unverified` files have the right size, and nobody knows a checksum of them. `wrong` and `strange` are what a repair
+    goes by: files whose bytes are not right, and names that do not belong there.
     """
 
     model: str
@@ -95,8 +95,9 @@ class Verification:
 
     async def run(self, *, repair: bool = False) -> tuple[list[ModelCheck], list[DfagentError]]:
         """Every name in DIR, and the errors that decide about the exit code: none where all is whole or mended."""
-        async with AsyncExitStack() as stack:
-            return await self._run(stack, repair)
+        with disk_errors(self.folder.target):
+            async with AsyncExitStack() as stack:
+                return await self._run(stack, repair)
 
     async def _run(self, stack: AsyncExitStack, repair: bool) -> tuple[list[ModelCheck], list[DfagentError]]:
         published = await asyncio.to_thread(self.folder.published)
@@ -139,8 +140,10 @@ class Verification:
         for _ in range(_LOOKS):
             check = await self._look(model, digest, listings)
             current = await asyncio.to_thread(self.folder.current, model)
-            if not check.damage or current in (None, digest):
+            if not check.damage or current == digest:
                 break
+            if current is None:
+                return ModelCheck(model, outcome="gone", note="it was removed meanwhile")
             # Without the lock a model may be published anew meanwhile, and the generation that was read removed.
             digest = str(current)
         return check
@@ -281,7 +284,10 @@ class Verification:
 
 
 def _strange_name(path: Path) -> str:
-    mode = os.lstat(path).st_mode
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return "is gone meanwhile"
     if not stat.S_ISLNK(mode):
         return f"{kind_of(mode)} that dfagent did not put there: left alone"
     dangles = "" if path.exists() else ", and leads nowhere"

@@ -74,7 +74,7 @@ class Ways:
             peers.append(self._dfdaemon(retries, only_links=bool(self.dragonfly.proxy)))
         if self.dragonfly.proxy:
             peers.append(self._proxy(retries))
-        is_here = self._daemon().is_here if self.dragonfly.socket else None
+        is_here = self._daemon().knows if self.dragonfly.socket else None
         return Fallback(peers, self.direct(), is_here)
 
     def _proxy(self, retries: RetryPolicy) -> Transport:

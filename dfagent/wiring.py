@@ -171,7 +171,8 @@ async def open_verification(
             yield session.agents[0]
 
     try:
-        await asyncio.to_thread(folder.open if repair else folder.look)
+        with disk_errors(folder.target):
+            await asyncio.to_thread(folder.open if repair else folder.look)
         yield Verification(folder, open_origin, offline=offline)
     finally:
         folder.close()

@@ -32,7 +32,8 @@ KEPT_DAYS = 180
 _FORMAT = 1
 _MODE = 0o640
 _SECONDS_A_DAY = 86_400
-_LONGEST_WAIT_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 0.5
+_LONGEST_CLOSE_SECONDS = 5.0
 _TABLES = f"""
     CREATE TABLE IF NOT EXISTS tasks (task TEXT PRIMARY KEY, checksum TEXT, day INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS files (
@@ -119,9 +120,13 @@ class Ledger:
         self._ask(lambda database: database.execute("DELETE FROM files WHERE task = ?", (task_id,)), otherwise=None)
 
     def close(self) -> None:
-        with self._mutex:
-            self._tried = True
-            self._shut()
+        # Called in the event loop: a thread that is stuck in a dying disk must not hold the program's end up.
+        if self._mutex.acquire(timeout=_LONGEST_CLOSE_SECONDS):
+            try:
+                self._tried = True
+                self._shut()
+            finally:
+                self._mutex.release()
 
     def _learn(self, database: sqlite3.Connection, task_id: str, checksum: Checksum | None) -> None:
         database.execute(
@@ -141,9 +146,14 @@ class Ledger:
             try:
                 with self._database:
                     return work(self._database)
-            except (sqlite3.OperationalError, OverflowError) as exc:
-                # Locked, full, read-only: the next call may fare better.
-                self._complain(f"can't be used: {exc}")
+            except OverflowError as exc:
+                self._complain(f"can't hold this: {exc}")
+            except sqlite3.OperationalError as exc:
+                # Locked or full: each further call would wait for the same. A reader's is whole, whatever it can't note.
+                if self._read_only:
+                    self._complain(f"can't be used: {exc}")
+                else:
+                    self._go_on_in_memory(f"can't be used: {exc}")
             except (sqlite3.Error, ValueError) as exc:
                 self._replace(exc)
             return otherwise
@@ -153,16 +163,29 @@ class Ledger:
             self._database = self._connect()
             self._prepare(self._database)
         except (sqlite3.OperationalError, OSError) as exc:
-            self._shut()
-            if not isinstance(exc, FileNotFoundError):
-                self._complain(f"can't be opened: {exc}")
+            if isinstance(exc, FileNotFoundError) and self._read_only:
+                self._shut()
+            else:
+                self._go_on_in_memory(f"can't be opened: {exc}")
         except sqlite3.Error as exc:
             self._replace(exc)
 
+    def _go_on_in_memory(self, problem: str) -> None:
+        """Until the program ends: without any ledger a damaged file could not be told from a right one."""
+        self._complain(problem)
+        self._shut()
+        self._database = sqlite3.connect(":memory:", check_same_thread=False)
+        self._database.executescript(_TABLES)
+
     def _connect(self) -> sqlite3.Connection:
+        for name in FILES:
+            # A pipe would be opened for ever.
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(self._path.with_name(name).lstat().st_mode):
+                    raise sqlite3.OperationalError(f"{name} is no regular file")
         # The database follows links; a planted one must not make us write elsewhere. Its other files take its mode.
         access = os.O_RDONLY if self._read_only else os.O_RDWR | os.O_CREAT
-        fd = os.open(self._path, access | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+        fd = os.open(self._path, access | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, _MODE)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise sqlite3.OperationalError("it is no regular file")
@@ -210,8 +233,8 @@ class Ledger:
                 self._path.with_name(name).unlink(missing_ok=True)
             self._database = self._connect()
             self._prepare(self._database)
-        except (sqlite3.Error, OSError):
-            self._shut()
+        except (sqlite3.Error, OSError) as exc:
+            self._go_on_in_memory(f"can't begin anew: {exc}")
 
     def _shut(self) -> None:
         if self._database is not None:

@@ -48,6 +48,28 @@ class Staging:
         self._path = folder.staging(manifest.model, self.digest)
         self._folders = manifest.all_folders
 
+    def unproven(self) -> list[ManifestFile]:
+        """Files that are here by an earlier run, and that nothing is known of (a lost ledger).
+
+        Who tells the ledger what the store says of them (`Ledger.learn`) saves fetching them again.
+        """
+        model = self.manifest.model
+        published = self._folder.current(model)
+        old = self._folder.read_manifest(model, published) if published else None
+        places = {file.version: file for file in old.files} if old and published else {}
+        found = []
+        for file in self.manifest.files:
+            have = places.get(file.version)
+            here = trust(self._path, file, self._folder.ledger) is Trust.UNPROVEN
+            there = have is not None and self._is_unproven(have, str(published))
+            if here or there:
+                found.append(file)
+        return found
+
+    def _is_unproven(self, file: ManifestFile, generation: str) -> bool:
+        root = self._folder.generation(self.manifest.model, generation)
+        return trust(root, file, self._folder.ledger) is Trust.UNPROVEN
+
     def open(self) -> list[ManifestFile]:
         """Makes the folders, takes over what this node already has, and returns the files that are missing.
 
@@ -95,7 +117,7 @@ class Staging:
             have = by_version.get(file.version)
             if have is None or self._has(file):
                 continue
-            if trust(generation, have, self._folder.ledger) is not Trust.REFUSED:
+            if trust(generation, have, self._folder.ledger) is Trust.VERIFIED:
                 remove(self._path / file.path)
                 os.link(generation / have.path, self._path / file.path, follow_symlinks=False)
                 reused.add(file)

@@ -75,7 +75,7 @@ class S3Store:
                 yield entry
         if url.prefix and not found:
             # The first key that begins with the prefix is the prefix itself, if there is such an object.
-            listing = Listing(connection.endpoint, url.bucket)
+            listing = Listing(connection.endpoint, url.bucket, url.prefix)
             page = await self._page(connection, url.bucket, url.prefix, MaxKeys=1)
             for entry in listing.entries(page):
                 if entry.ref.key == url.prefix:
@@ -134,7 +134,7 @@ class S3Store:
             return work()
 
     async def _list_below(self, connection: Connection, bucket: str, prefix: str) -> AsyncIterator[ObjectEntry]:
-        listing = Listing(connection.endpoint, bucket)
+        listing = Listing(connection.endpoint, bucket, prefix)
         more: dict[str, Any] | None = {}
         while more is not None:
             page = await self._page(connection, bucket, prefix, **more)

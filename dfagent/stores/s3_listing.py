@@ -18,11 +18,16 @@ _ETAG = re.compile(r"[\x21-\x7e]+")  # it travels in an If-Match header
 
 
 class Listing:
-    """The pages of one listing, in their order; `endpoint` and `bucket` are those of the objects' names."""
+    """The pages of one listing, in their order; `endpoint` and `bucket` are those of the objects' names.
 
-    def __init__(self, endpoint: str, bucket: str) -> None:
+    A page that contradicts itself, or is not of the bucket and `prefix` that were asked for, is refused: whoever takes
+    it for the whole listing removes what is still there.
+    """
+
+    def __init__(self, endpoint: str, bucket: str, prefix: str | None = None) -> None:
         self._endpoint = endpoint
         self._bucket = bucket
+        self._prefix = prefix
         self._tokens: set[str] = set()
         self._objects = 0
 
@@ -32,6 +37,7 @@ class Listing:
         if "Name" not in page and "KeyCount" not in page:
             raise StoreError(f"{self._bucket}: the answer is not S3's: it is no listing", hint=NOT_S3_HINT)
         items = page.get("Contents", ())
+        self._check_page(page, len(items) + len(page.get("CommonPrefixes", ())))
         self._objects += len(items)
         if self._objects > MAX_OBJECTS:
             raise StoreError(
@@ -42,14 +48,31 @@ class Listing:
 
     def next_token(self, page: Mapping[str, Any]) -> str:
         """The continuation token of the page that follows, "" after the last one."""
-        if not page.get("IsTruncated"):
-            return ""
         token = str(page.get("NextContinuationToken", ""))
+        if not page.get("IsTruncated"):
+            if token:
+                raise self._refused("has a continuation token, but says that it is complete")
+            return ""
         if not token or token in self._tokens:
-            problem = "repeats a continuation token" if token else "has more pages, but no continuation token"
-            raise StoreError(f"{self._bucket}: the listing {problem}", hint="the store's listing is broken")
+            raise self._refused(
+                "repeats a continuation token" if token else "has more pages, but no continuation token"
+            )
         self._tokens.add(token)
         return token
+
+    def _check_page(self, page: Mapping[str, Any], items: int) -> None:
+        count = page.get("KeyCount")
+        if isinstance(count, int) and count > items:
+            raise self._refused(f"counts {count} keys and holds {items}")
+        if self._prefix is not None and page.get("Prefix", "") not in ("", self._prefix):
+            raise self._refused(f"is of the prefix {page['Prefix'][:80]!r}, which was not asked for")
+        name = page.get("Name", "")
+        # An alias of an access point may be answered with the bucket's own name.
+        if name not in ("", self._bucket) and not self._bucket.endswith("-s3alias"):
+            raise self._refused(f"is of the bucket {name[:80]!r}, which was not asked for")
+
+    def _refused(self, problem: str) -> StoreError:
+        return StoreError(f"{self._bucket}: the listing {problem}", hint="the store's listing is broken")
 
     def _entry(self, item: Mapping[str, Any]) -> ObjectEntry:
         key, size, etag = item.get("Key", ""), item.get("Size"), item.get("ETag", "")

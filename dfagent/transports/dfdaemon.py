@@ -56,6 +56,10 @@ class DfdaemonTransport:
         """Whether this node has the whole task; False where dfdaemon can't be asked."""
         return await self._client.is_here(task_id)
 
+    async def knows(self, task_id: str) -> bool | None:
+        """As `is_here`, but None where dfdaemon can't be asked."""
+        return await self._client.knows(task_id)
+
     async def discard(self, task_id: str) -> bool:
         """Deletes the task from this node's cache; tells whether it is gone, False where dfdaemon can't be asked.
 

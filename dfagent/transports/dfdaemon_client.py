@@ -72,17 +72,21 @@ class DfdaemonClient:
 
     async def task_state(self, task_id: str) -> TaskState:
         """What is known of the task now. An answer that does not come is `NOT_TOLD`: it never fails a download."""
-        if await self.is_here(task_id):
+        if await self.knows(task_id):
             return TaskState(here=True, elsewhere=Known.NOT_TOLD)
         return TaskState(here=False, elsewhere=await self._elsewhere(task_id))
 
     async def is_here(self, task_id: str) -> bool:
         """Whether this node has the whole task; False where dfdaemon can't be asked."""
+        return bool(await self.knows(task_id))
+
+    async def knows(self, task_id: str) -> bool | None:
+        """Whether this node has the whole task; None where dfdaemon can't be asked."""
         question = dfdaemon_pb2.StatLocalTaskRequest(task_id=task_id)
         try:
             answer = await self.stub().StatLocalTask(question, timeout=self._timeouts.connect)
-        except grpc.aio.AioRpcError:
-            return False
+        except grpc.aio.AioRpcError as exc:
+            return False if exc.code() is grpc.StatusCode.NOT_FOUND else None
         return bool(answer.HasField("finished_at"))
 
     async def discard(self, task_id: str) -> bool:

@@ -72,7 +72,8 @@ class Fallback:
     """Tries `peers` one after the other, then `direct` (None where there is no folder to write into).
 
     Objects of at most 4 MiB, which Dragonfly never shares when cold, go direct unless this node has them (`is_here`,
-    by task id). Each way begins with a fresh file. What was tried before stands in `Fetched.detours`.
+    by task id; None where nobody answers). Each way begins with a fresh file. What was tried before stands in
+    `Fetched.detours`.
     """
 
     name = "auto"
@@ -81,9 +82,11 @@ class Fallback:
         self,
         peers: Sequence[Transport],
         direct: Transport,
-        is_here: Callable[[str], Awaitable[bool]] | None = None,
+        is_here: Callable[[str], Awaitable[bool | None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self._not_asked_until = 0.0
         self._peers = [Way(transport, clock) for transport in peers]
         self._direct = Way(direct, clock)
         self._is_here = is_here
@@ -118,9 +121,18 @@ class Fallback:
     async def _ways(self, request: FetchRequest, folder: Path | None) -> list[Way]:
         if folder is None:
             return self._peers
-        if request.entry.size <= NEVER_SHARED and not (self._is_here and await self._is_here(request.task.id)):
+        if request.entry.size <= NEVER_SHARED and not await self._has(request.task.id):
             return [self._direct]
         return [*self._peers, self._direct]
+
+    async def _has(self, task_id: str) -> bool:
+        """Whether this node has the task. A peer that does not answer is not asked for each of many small objects."""
+        if self._is_here is None or self._clock() < self._not_asked_until:
+            return False
+        answer = await self._is_here(task_id)
+        if answer is None:
+            self._not_asked_until = self._clock() + REST
+        return bool(answer)
 
     async def _last(self, way: Way, request: FetchRequest, folder: Path | None, detours: list[Detour]) -> Fetched:
         try:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from dfagent._compat import timeout
 from dfagent.errors import ConnectFailed, DfagentError, Stalled, StoreUnavailable, Truncated
 from dfagent.redact import redact
 from dfagent.tasks import finished_in_thread
@@ -49,6 +50,7 @@ class HttpClient:
                 auto_decompress=False,
                 # A store's cookies are nothing that we would have to bring back.
                 cookie_jar=aiohttp.DummyCookieJar(),
+                response_class=_with_head_within(self._timeouts.stall),
                 headers={"Accept-Encoding": "identity", "User-Agent": "dfagent"},
                 **self._session_options,
             )
@@ -81,7 +83,7 @@ class HttpClient:
     def _translate(self, label: str, exc: Exception) -> DfagentError | None:
         import aiohttp
 
-        if isinstance(exc, aiohttp.ServerTimeoutError):
+        if isinstance(exc, aiohttp.ServerTimeoutError | asyncio.TimeoutError):
             if isinstance(exc, aiohttp.ConnectionTimeoutError):
                 return ConnectFailed(
                     f"{label}: {self._peer} did not accept a connection within {self._timeouts.connect:g} s",
@@ -106,6 +108,18 @@ class HttpClient:
             reason = redact(str(exc)) or type(exc).__name__
             return Truncated(f"{label}: the connection to {self._peer} was lost: {reason}")
         return None
+
+
+def _with_head_within(seconds: float) -> type[aiohttp.ClientResponse]:
+    """Answers whose head has to come in this time: a server that says "100 Continue" for ever is never silent."""
+    import aiohttp
+
+    class Response(aiohttp.ClientResponse):
+        async def start(self, connection: Any) -> aiohttp.ClientResponse:
+            async with timeout(seconds):
+                return await super().start(connection)
+
+    return Response
 
 
 def _without_query(exc: Exception) -> Exception:

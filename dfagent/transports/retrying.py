@@ -24,6 +24,9 @@ from dfagent.types import Fetched, FetchRequest, Source
 
 log = logging.getLogger("dfagent.transports")
 _ATTEMPTS_AT_WRONG_BYTES = 2
+# Progress resets the count of failures; who lets a byte through each time is not to be asked for each byte.
+_FAILURES_AT_MOST = 100
+_WORTH_A_FAILURE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ class Retrying:
         await self._inner.aclose()
 
     async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
-        attempts = failures = fruitless_signatures = furthest = 0
+        attempts = failures = fruitless_signatures = furthest = lost = 0
+        most = _FAILURES_AT_MOST + request.entry.size // _WORTH_A_FAILURE
         began = False
         while True:
             attempts += 1
@@ -98,7 +102,8 @@ class Retrying:
                     self._pressure.refused()
                 began = began or not isinstance(exc, (Overloaded, ConnectFailed))
                 failures = 1 if attempt.counted > furthest else failures + 1
-                if not self._policy.allows(failures, exc):
+                lost += 1
+                if lost > most or not self._policy.allows(failures, exc):
                     raise
                 pause = self._policy.pause(failures, exc)
                 log.warning("%s: trying again in %.1f s: %s", request.label, pause, exc.message)

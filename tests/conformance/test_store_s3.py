@@ -76,6 +76,7 @@ def provider(tmp_path: Path, lives: timedelta, key_id: str = "AK", secret: str =
     """Writes an AWS profile whose credential comes from a process and ends after `lives`."""
     ends = datetime.now(timezone.utc) + lives
     answer = {"Version": 1, "AccessKeyId": key_id, "SecretAccessKey": secret, "Expiration": ends.isoformat()}
+    (tmp_path / "answer.json").touch(mode=0o600)
     (tmp_path / "answer.json").write_text(json.dumps(answer))
     (tmp_path / "say.py").write_text(f"print(open({str(tmp_path / 'answer.json')!r}).read())")
     (tmp_path / "aws-config").write_text(

@@ -376,7 +376,9 @@ class Streamed:
     details: str = ""
 
 
-async def by_grpc(peer: FaultPeer, origin: FaultOrigin, output: Path | None, force: bool = True) -> Streamed:
+async def by_grpc(
+    peer: FaultPeer, origin: FaultOrigin, output: Path | None, force: bool = True, patience: float = 30
+) -> Streamed:
     channel = grpc.aio.insecure_channel(f"unix:{peer.socket}", options=CHANNEL)
     async with channel:
         stub: Any = dfdaemon_pb2_grpc.DfdaemonDownloadStub(channel)  # type: ignore[no-untyped-call]
@@ -389,7 +391,7 @@ async def by_grpc(peer: FaultPeer, origin: FaultOrigin, output: Path | None, for
             request.download.output_path = str(output)
         got = Streamed([])
         try:
-            async for message in stub.DownloadTask(request, timeout=0.5):
+            async for message in stub.DownloadTask(request, timeout=patience):
                 got.messages.append(message)
         except grpc.aio.AioRpcError as exc:
             got.code, got.details = exc.code(), exc.details() or ""
@@ -447,7 +449,7 @@ async def should_refuse_downloads_as_the_name_says(peer: FaultPeer, origin: Faul
     }
     for kind, (code, details) in expected.items():
         peer.plan.add(Fault(kind, "download", amount=403))
-        got = await by_grpc(peer, origin, tmp_path / kind)
+        got = await by_grpc(peer, origin, tmp_path / kind, patience=0.5 if code == "DEADLINE_EXCEEDED" else 30)
         assert got.code is not None and got.code.name == code and details in got.details, kind
         assert bool(got.messages) == (kind in ("unavailable-midway", "stall", "late-file"))
     assert [kind for kind, _, _ in peer.plan.log] == list(expected)

@@ -21,8 +21,9 @@ from tests.secrecy.register import Register
 
 CHILD_VARIABLE = "DFAGENT_TEST_EVIDENCE"
 LARGEST_FILE = 4 << 20
-# Both are written by people (here: by tests), and hold secrets on purpose.
-SETTINGS_FILES = ("cloud_credential.json", "dragonfly_config.json")
+# They hold secrets on purpose: what people write (here: tests), what a credential's process answers, and the settings
+# of the local object store.
+SETTINGS_FILES = ("cloud_credential.json", "dragonfly_config.json", "answer.json", "s3.json")
 
 
 @dataclass(frozen=True)

@@ -161,26 +161,79 @@ def should_begin_anew_when_a_page_is_found_damaged_later(tmp_path: Path, caplog:
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("obstacle", ["a folder", "a link", "no folder"])
-def should_go_without_where_it_can_not_be(tmp_path: Path, obstacle: str, caplog: pytest.LogCaptureFixture) -> None:
-    file = a_file(tmp_path)
-    state = tmp_path / "state"
-    if obstacle != "no folder":
-        state.mkdir()
+def obstruct(state: Path, obstacle: str) -> None:
+    if obstacle == "no folder":
+        return
+    state.mkdir()
     if obstacle == "a folder":
         (state / NAME).mkdir()
+    if obstacle == "a pipe":
+        os.mkfifo(state / NAME)
+    if obstacle == "a pipe for its journal":
+        os.mkfifo(state / f"{NAME}-wal")
     if obstacle == "a link":
-        (tmp_path / "of somebody").touch()
-        (state / NAME).symlink_to(tmp_path / "of somebody")
+        (state.parent / "of somebody").touch()
+        (state / NAME).symlink_to(state.parent / "of somebody")
+    if obstacle == "damage that stays":
+        (state / NAME).write_bytes(b"not a database" * 999)
+        (state / f"{NAME}-shm").mkdir()
+
+
+@pytest.mark.parametrize(
+    "obstacle", ["a folder", "a link", "a pipe", "a pipe for its journal", "damage that stays", "no folder"]
+)
+def should_go_on_in_memory_where_it_can_not_be(
+    tmp_path: Path, obstacle: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without any ledger a damaged file could not be told from a right one."""
+    file = a_file(tmp_path)
+    state = tmp_path / "state"
+    obstruct(state, obstacle)
     ledger = Ledger(state)
     ledger.remember("task", file, CRC)
-    ledger.learn("task", CRC)
+    assert ledger.verified("task", file) and ledger.checksum("task") == CRC and ledger.knows("task")
     ledger.forget("task")
-    assert not ledger.verified("task", file) and ledger.checksum("task") is None and not ledger.knows("task")
+    assert not ledger.verified("task", file) and ledger.checksum("task") == CRC
     ledger.close()
-    assert len(caplog.records) == (0 if obstacle == "no folder" else 1)
+    assert not ledger.knows("task")
+    assert len(caplog.records) == 1 and NAME in caplog.records[0].message
     if obstacle == "a link":
         assert (tmp_path / "of somebody").read_bytes() == b""
+
+
+def should_go_on_in_memory_when_somebody_holds_its_lock(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, ledger = a_file(tmp_path), Ledger(tmp_path)
+    ledger.remember("before", file, CRC, synced=True)
+    with sqlite3.connect(tmp_path / NAME) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ledger.remember("lost", file, CRC)
+        ledger.remember("task", file, CRC)
+        assert ledger.verified("task", file) and len(caplog.records) == 1
+    other.close()
+    ledger.close()
+    again = Ledger(tmp_path)
+    assert again.verified("before", file) and not again.knows("task")
+
+
+def should_not_hold_up_the_end_when_the_disk_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_LONGEST_CLOSE_SECONDS", 0.01)
+    ledger, stuck, go = Ledger(tmp_path), threading.Event(), threading.Event()
+
+    def state(file: os.stat_result) -> str:
+        stuck.set()
+        go.wait()
+        return "1:1"
+
+    monkeypatch.setattr(ledger_module, "_state", state)
+    thread = threading.Thread(target=ledger.remember, args=("task", a_file(tmp_path), CRC))
+    thread.start()
+    stuck.wait()
+    ledger.close()  # without a limit the test would hang here
+    assert thread.is_alive()
+    go.set()
+    thread.join()
 
 
 def should_answer_nothing_once_it_is_closed(tmp_path: Path) -> None:
