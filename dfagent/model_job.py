@@ -7,12 +7,12 @@ import hashlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -216,11 +216,7 @@ class ModelJob:
         model, digest = wanted.model, wanted.digest
         examined = await asyncio.to_thread(folder.examine, model, digest)
         if examined.unproven:
-            unproven = {file.path: file for file in examined.unproven}
-            async with owned_tasks() as group:
-                for file in self.source.files:
-                    if str(file.path) in unproven:
-                        group.create_task(self._settle(folder, wanted, unproven[str(file.path)], file))
+            await self._ask_about(examined.unproven, partial(self._settle, folder, wanted))
             examined = await asyncio.to_thread(folder.examine, model, digest)
         if examined.whole and examined.manifest != wanted:
             # Only where it came from differs.
@@ -229,26 +225,30 @@ class ModelJob:
 
     async def _prove(self, folder: RepositoryFolder, staging: Staging) -> None:
         """Asks the store about files of an earlier run that a lost ledger knows nothing of: then they can be read."""
-        unproven = {file.path: file for file in await asyncio.to_thread(staging.unproven)}
-        fetcher = self.tools.fetcher
 
-        async def learn(file: ModelFile) -> None:
-            async with fetcher.limit:
-                checksum = await fetcher.request(
-                    f"{self.source.name}/{file.path}", file.entry, lambda _: None
-                ).expected()
-            await asyncio.to_thread(folder.ledger.learn, fetcher.task(file.entry).id, checksum)
+        async def learn(have: ManifestFile, file: ModelFile) -> None:
+            checksum = await self._expected(file)
+            await asyncio.to_thread(folder.ledger.learn, have.version, checksum)
 
+        await self._ask_about(await asyncio.to_thread(staging.unproven), learn)
+
+    async def _ask_about(
+        self, unproven: Iterable[ManifestFile], ask: Callable[[ManifestFile, ModelFile], Coroutine[Any, Any, None]]
+    ) -> None:
+        by_path = {file.path: file for file in unproven}
         async with owned_tasks() as group:
             for file in self.source.files:
-                if str(file.path) in unproven:
-                    group.create_task(learn(file))
+                if have := by_path.get(str(file.path)):
+                    group.create_task(ask(have, file))
+
+    async def _expected(self, file: ModelFile) -> Checksum | None:
+        fetcher = self.tools.fetcher
+        async with fetcher.limit:
+            return await fetcher.request(f"{self.source.name}/{file.path}", file.entry, lambda _: None).expected()
 
     async def _settle(self, folder: RepositoryFolder, wanted: Manifest, have: ManifestFile, file: ModelFile) -> None:
-        fetcher = self.tools.fetcher
         try:
-            async with fetcher.limit:
-                checksum = await fetcher.request(f"{wanted.model}/{have.path}", file.entry, lambda _: None).expected()
+            checksum = await self._expected(file)
         except Changed:
             raise
         except StoreError as exc:

@@ -149,7 +149,7 @@ class Ledger:
             except OverflowError as exc:
                 self._complain(f"can't hold this: {exc}")
             except sqlite3.OperationalError as exc:
-                # Locked or full: each further call would wait for the same. A reader's is whole, whatever it can't note.
+                # Locked or full: each further call would wait for the same. A reader's own can still be read.
                 if self._read_only:
                     self._complain(f"can't be used: {exc}")
                 else:

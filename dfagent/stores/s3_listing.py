@@ -48,7 +48,7 @@ class Listing:
 
     def next_token(self, page: Mapping[str, Any]) -> str:
         """The continuation token of the page that follows, "" after the last one."""
-        token = str(page.get("NextContinuationToken", ""))
+        token = self._said(page, "NextContinuationToken")
         if not page.get("IsTruncated"):
             if token:
                 raise self._refused("has a continuation token, but says that it is complete")
@@ -64,12 +64,18 @@ class Listing:
         count = page.get("KeyCount")
         if isinstance(count, int) and count > items:
             raise self._refused(f"counts {count} keys and holds {items}")
-        if self._prefix is not None and page.get("Prefix", "") not in ("", self._prefix):
-            raise self._refused(f"is of the prefix {page['Prefix'][:80]!r}, which was not asked for")
-        name = page.get("Name", "")
+        prefix, name = self._said(page, "Prefix"), self._said(page, "Name")
+        if self._prefix is not None and prefix not in ("", self._prefix):
+            raise self._refused(f"is of the prefix {prefix[:80]!r}, which was not asked for")
         # An alias of an access point may be answered with the bucket's own name.
         if name not in ("", self._bucket) and not self._bucket.endswith("-s3alias"):
             raise self._refused(f"is of the bucket {name[:80]!r}, which was not asked for")
+
+    def _said(self, page: Mapping[str, Any], name: str) -> str:
+        value = page.get(name, "")
+        if not isinstance(value, str):
+            raise self._refused(f"says {name} more than once")
+        return value
 
     def _refused(self, problem: str) -> StoreError:
         return StoreError(f"{self._bucket}: the listing {problem}", hint="the store's listing is broken")

@@ -17,8 +17,8 @@ from tests.servers.canned import CannedHttp, http_answer
 OBJECT = "<Contents><Key>m/a</Key><Size>1</Size><ETag>&quot;e&quot;</ETag></Contents>"
 
 
-def page(*inner: str) -> bytes:
-    listing = f"<ListBucketResult><Name>b</Name>{''.join(inner)}</ListBucketResult>"
+def page(*inner: str, name: str = "b") -> bytes:
+    listing = f"<ListBucketResult><Name>{name}</Name>{''.join(inner)}</ListBucketResult>"
     return http_answer(200, listing.encode(), Content_Type="application/xml")
 
 
@@ -26,8 +26,8 @@ def entry(key: str = "m/a", size: str = "1", etag: str = "e") -> bytes:
     return page(f"<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{etag}</ETag></Contents>")
 
 
-async def keys(server: CannedHttp, **credential: str) -> list[str]:
-    url = parse_repository_url(f"s3://{server.url}/b/m")
+async def keys(server: CannedHttp, bucket: str = "b", **credential: str) -> list[str]:
+    url = parse_repository_url(f"s3://{server.url}/{bucket}/m")
     settings = S3Credential.model_validate({"key_id": "K", "secret_key": "S", **credential})
     store = S3Store(url, settings, connect_timeout=2, read_timeout=5)
     try:
@@ -59,6 +59,14 @@ async def keys(server: CannedHttp, **credential: str) -> list[str]:
             page("<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>", OBJECT),
             "repeats a continuation token",
         ),
+        (
+            page("<NextContinuationToken>t</NextContinuationToken>", OBJECT),
+            "has a continuation token, but says that it is complete",
+        ),
+        (page("<KeyCount>2</KeyCount>", OBJECT), "counts 2 keys and holds 1"),
+        (page("<Prefix>other</Prefix>", OBJECT), "is of the prefix 'other', which was not asked for"),
+        (page(OBJECT, name="another"), "is of the bucket 'another', which was not asked for"),
+        (page("<Name>b</Name>", OBJECT), "says Name more than once"),
         (http_answer(400, b"<html><Error>odd</Error></html>"), "is not S3's"),
     ],
 )
@@ -88,6 +96,12 @@ async def test_the_largest_object_and_a_marker_without_an_etag_are_listed() -> N
     largest = OBJECT.replace("<Size>1<", f"<Size>{2**63 - 1}<")
     async with CannedHttp(page(marker, largest)) as server:
         assert await keys(server) == ["m/1/", "m/a"]
+
+
+async def test_an_alias_of_an_access_point_is_answered_with_the_buckets_own_name() -> None:
+    """AWS does so; it is no contradiction."""
+    async with CannedHttp(page(OBJECT)) as server:
+        assert await keys(server, bucket="point-1234-s3alias") == ["m/a"]
 
 
 async def test_pages_are_followed_by_their_tokens() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import traceback
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from email.utils import formatdate
@@ -250,6 +250,34 @@ async def should_let_dfdaemon_know_that_a_download_was_given_up(tmp_path: Path, 
             await asyncio.wait_for(daemon.cancelled.wait(), 20)
     assert type(given_up.value) is (Stalled if why == "stalled" else PeerUnavailable)
     assert why != "stalled" or list((tmp_path / "partials").iterdir()) == []
+
+
+@pytest.mark.parametrize("by_proxy", [False, True])
+async def should_not_wait_for_ever_for_the_head_of_an_answer_that_goes_on_and_on(
+    tmp_path: Path, by_proxy: bool
+) -> None:
+    """Such a server is never silent, so no timeout of reading ever comes."""
+
+    gone = asyncio.Event()
+
+    async def continues(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while not writer.is_closing():
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.close()
+        gone.set()
+
+    server = await asyncio.start_server(continues, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    timeouts = Timeouts(connect=5.0, stall=0.5)
+    options = RequestOptions()
+    transport = ProxyTransport(url, options, timeouts) if by_proxy else DirectTransport(options, timeouts)
+    async with server:
+        failure = await asyncio.wait_for(failure_of(transport, request(f"{url}/bucket/key"), tmp_path), 20)
+        await asyncio.wait_for(gone.wait(), 20)
+    assert type(failure) is Stalled
 
 
 async def should_give_dfdaemon_a_new_path_at_every_attempt(tmp_path: Path) -> None:

@@ -199,6 +199,10 @@ async def should_keep_a_model_that_is_broken_in_the_store(node: Node, problem: s
     assert node.names() == ["gone", "net", "other"]
 
 
+def empty_page(inner: bytes) -> bytes:
+    return http_answer(200, b"<ListBucketResult>" + inner + b"</ListBucketResult>")
+
+
 CUT = http_answer(200, b"<ListBucketResult><Name>b</Name><KeyCount>2</KeyCount><IsTruncated>false</IsTr")
 SILENT_END = http_answer(200, b"<ListBucketResult><Name>b</Name><KeyCount>9").replace(b"Content-Length: ", b"X: ")
 BROKEN = {
@@ -210,6 +214,10 @@ BROKEN = {
     "cut body without a length": SILENT_END,
     "HTML": http_answer(200, b"<html><body>maintenance</body></html>"),
     "nothing": http_answer(200),
+    "more, but complete": empty_page(b"<Name>b</Name><NextContinuationToken>9</NextContinuationToken>"),
+    "fewer than counted": empty_page(b"<Name>b</Name><KeyCount>3</KeyCount>"),
+    "another prefix": empty_page(b"<Name>b</Name><Prefix>x/</Prefix>"),
+    "another bucket": empty_page(b"<Name>c</Name>"),
     "closed connection": b"",
 }
 

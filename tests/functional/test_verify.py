@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -11,10 +12,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from dfagent.cli.progress import Silent
+from dfagent.errors import RepositoryError
 from dfagent.local.object_store import S3Server
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.ledger import FILES
@@ -334,6 +337,40 @@ async def should_look_again_at_a_model_that_was_published_anew_meanwhile(
     checks, code = await node.verify(offline=True)
     assert turns and code == 0 and checks["net"].outcome == "whole"
     assert checks["net"].generation == node.file("net").resolve().name
+
+
+async def should_not_call_damaged_what_was_pruned_meanwhile(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RepositoryFolder.read_manifest
+
+    def slow(self: RepositoryFolder, model: str, digest: str) -> Any:
+        manifest = real(self, model, digest)
+        if model == "net" and node.file("net").is_symlink():
+            node.file("net").unlink()
+            shutil.rmtree(self.generation(model, digest))
+        return manifest
+
+    monkeypatch.setattr(RepositoryFolder, "read_manifest", slow)
+    checks, code = await node.verify(offline=True)
+    assert code == 0
+    assert (checks["net"].outcome, checks["other"].outcome) == ("gone", "whole")
+
+
+async def should_go_on_where_a_name_of_somebody_elses_is_gone_meanwhile(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = RepositoryFolder.published
+    monkeypatch.setattr(RepositoryFolder, "published", lambda self: {"ghost": None, **real(self)})
+    checks, code = await node.verify()
+    assert code == 0 and checks["ghost"].note == "is gone meanwhile" and checks["net"].outcome == "whole"
+
+
+@pytest.mark.parametrize("method", ["published", "look"])
+async def should_say_in_one_sentence_that_the_disk_does_not_answer(
+    node: Node, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RepositoryFolder, method, Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(RepositoryError, match="Permission denied"):
+        await node.verify()
 
 
 async def should_say_that_a_folder_is_not_dfagents(node: Node, tmp_path: Path) -> None:

@@ -140,6 +140,23 @@ async def should_warm_by_the_peers_only_whatever_the_size() -> None:
     assert direct.asked == 0
 
 
+async def should_not_ask_a_silent_peer_about_each_of_many_small_objects(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def silent(task: str) -> bool | None:
+        asked.append(task)
+        return None
+
+    clock = Clock()
+    ways = Fallback([Named("dfdaemon")], Named("direct"), silent, clock=clock)
+    for _ in range(5):
+        assert (await ways.fetch(SMALL, tmp_path)).transport == "direct"
+    assert len(asked) == 1
+    clock.now += REST
+    await ways.fetch(SMALL, tmp_path)
+    assert len(asked) == 2, "it may be back"
+
+
 async def should_let_a_way_rest_that_no_object_can_take(tmp_path: Path) -> None:
     """Every object would wait for the same refused connection."""
     clock, peer = Clock(), Named("dfdaemon", ConnectFailed("no socket"))

@@ -182,9 +182,7 @@ def obstruct(state: Path, obstacle: str) -> None:
 @pytest.mark.parametrize(
     "obstacle", ["a folder", "a link", "a pipe", "a pipe for its journal", "damage that stays", "no folder"]
 )
-def should_go_on_in_memory_where_it_can_not_be(
-    tmp_path: Path, obstacle: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def should_go_on_in_memory_where_it_can_not_be(tmp_path: Path, obstacle: str, caplog: pytest.LogCaptureFixture) -> None:
     """Without any ledger a damaged file could not be told from a right one."""
     file = a_file(tmp_path)
     state = tmp_path / "state"
@@ -215,9 +213,7 @@ def should_go_on_in_memory_when_somebody_holds_its_lock(tmp_path: Path, caplog: 
     assert again.verified("before", file) and not again.knows("task")
 
 
-def should_not_hold_up_the_end_when_the_disk_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def should_not_hold_up_the_end_when_the_disk_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "_LONGEST_CLOSE_SECONDS", 0.01)
     ledger, stuck, go = Ledger(tmp_path), threading.Event(), threading.Event()
 

@@ -103,6 +103,16 @@ async def should_count_attempts_anew_while_the_transfer_gets_further() -> None:
     assert (await Retrying(script, POLICY).fetch(request(), None)).attempts == 6
 
 
+async def should_not_be_asked_for_every_byte_by_a_server_that_lets_one_through_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dfagent.transports.retrying._FAILURES_AT_MOST", 20)
+    script = Script(*[(count, Truncated("cut")) for count in range(1, 40)])
+    with pytest.raises(Truncated):
+        await Retrying(script, POLICY).fetch(request(), None)
+    assert script.attempts == 21
+
+
 async def should_not_count_the_same_bytes_again_as_getting_further() -> None:
     script = Script((10, Truncated("cut")))
     with pytest.raises(Truncated):

@@ -192,6 +192,17 @@ def should_not_pass_a_damaged_file_on_to_the_next_generation(folder: RepositoryF
     assert [file.path for file in Staging(folder, more).open()] == ["1/weights", "2/weights"]
 
 
+def should_not_pass_a_file_on_that_nothing_is_known_of(folder: RepositoryFolder) -> None:
+    """`unproven` names it: who asks the store about it before saves fetching it again."""
+    assemble(folder)
+    again = lose_ledger(folder)
+    more = Staging(again, Manifest.of("net", [STORED, OWN, ManifestFile("2/weights", 3, "ff")], []))
+    assert more.unproven() == [STORED]
+    assert [file.path for file in more.open()] == ["1/weights", "2/weights"]
+    again.ledger.learn(STORED.version, CRC)
+    assert [file.path for file in more.open()] == ["2/weights"]
+
+
 def a_link(path: Path, elsewhere: Path) -> None:
     path.unlink()
     path.symlink_to(elsewhere / "weights")
