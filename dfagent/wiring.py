@@ -20,6 +20,7 @@ from dfagent.repository.sha256sums import Sha256Check
 from dfagent.settings.files import Settings
 from dfagent.stores.registry import open_store
 from dfagent.stores.url import parse_repository_url
+from dfagent.tasks import finished_in_thread
 from dfagent.transports.options import Timeouts
 from dfagent.transports.pressure import Pressure
 from dfagent.verification import Verification
@@ -64,6 +65,8 @@ class Session:
         """One pass over every repository, one after the other; a repository's own error is among the errors."""
         total = PassResult()
         claimed: dict[str, str] = {}
+        if self.folder and not await self._hold(self.folder, total):
+            return total
         for agent in self.agents:
             try:
                 result = await agent.run(claimed)
@@ -78,6 +81,14 @@ class Session:
         if self.folder:
             await self._sweep(self.folder, total)
         return total
+
+    async def _hold(self, folder: RepositoryFolder, total: PassResult) -> bool:
+        try:
+            await finished_in_thread(folder.hold)
+        except DfagentError as exc:
+            total.errors.append(exc)
+            return False
+        return True
 
     async def _sweep(self, folder: RepositoryFolder, total: PassResult) -> None:
         """Now, while nothing is under way: a service that runs for months starts only once."""

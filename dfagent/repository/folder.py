@@ -46,7 +46,7 @@ from dfagent.repository.disk import (
 from dfagent.repository.folding import Folding, folding_of
 from dfagent.repository.ledger import Ledger
 from dfagent.repository.manifest import Manifest, ManifestFile
-from dfagent.repository.opening import KINDS, check_places, check_same_mount, locked, name_owner
+from dfagent.repository.opening import KINDS, check_places, check_same_mount, lock_file, locked, name_owner
 from dfagent.repository.space import Space
 from dfagent.repository.trust import Trust, trust
 from dfagent.types import Checksum
@@ -93,11 +93,24 @@ class RepositoryFolder:
                 name_owner(self.target, self.state, self.temporary())
                 check_same_mount(self.target, self.state, self.temporary())
                 self.sweep()
-                self.ledger = Ledger(self.state)
+                self.ledger.reopen()
                 self.folds = folding_of(self._state("tmp"))
             except BaseException:
                 self.close()
                 raise
+
+    def hold(self) -> None:
+        """Opens anew where the state folder was removed or replaced since: that lock keeps nobody out any more."""
+        if not self._is_held():
+            self.close()
+            self.open()
+
+    def _is_held(self) -> bool:
+        try:
+            lock = os.lstat(lock_file(self.state))
+            return os.path.samestat(os.fstat(self._lock_fd), lock) and all(self._state(kind).is_dir() for kind in KINDS)
+        except OSError:
+            return False
 
     def look(self) -> None:
         """Instead of `open`, for one who only reads: needs no lock, and makes and changes nothing."""

@@ -128,6 +128,12 @@ class Ledger:
             finally:
                 self._mutex.release()
 
+    def reopen(self) -> None:
+        """Begins with what lies on the disk now, also after `close`."""
+        self.close()
+        with self._mutex:
+            self._tried = self._complained = False
+
     def _learn(self, database: sqlite3.Connection, task_id: str, checksum: Checksum | None) -> None:
         database.execute(
             "INSERT INTO tasks VALUES (?, ?, ?) ON CONFLICT (task) DO UPDATE SET"

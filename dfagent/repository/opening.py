@@ -55,9 +55,14 @@ def _owner(target: Path, state: Path) -> str:
     return os.path.relpath(target, state)
 
 
+def lock_file(state: Path) -> Path:
+    """What the one dfagent that works here holds a lock on."""
+    return state / _LOCK
+
+
 def locked(target: Path, state: Path) -> int:
     """The file descriptor that holds the lock; raises `FolderInUse` where another dfagent has it."""
-    fd = open_file(state / _LOCK)
+    fd = open_file(lock_file(state))
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

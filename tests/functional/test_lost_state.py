@@ -1,15 +1,19 @@
-"""A pass after the ledger was lost: what is here is read, not fetched again; no damage gets into a new generation."""
+"""A pass after the ledger was lost: what is here is read, not fetched again; no damage gets into a new generation.
+
+And after the whole state folder was lost under a running agent: it begins anew, unless another has begun by then.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
-from dfagent.errors import RepositoryError
+from dfagent.errors import FolderInUse, RepositoryError
 from dfagent.local.object_store import S3Server
 from dfagent.repository.ledger import FILES, NAME
 from dfagent.repository.materialise import Staging
@@ -91,3 +95,28 @@ async def should_notice_damage_also_where_no_ledger_can_be_written(
     assert place.outcomes(await place.run()) == {"net": "published"}
     assert (place.target / "net/1/a").read_bytes() == FILES_OF_NET["1/a"]
     assert [record.message for record in caplog.records if NAME in record.message]
+
+
+@pytest.mark.parametrize("lost", ["state", "one folder"])
+async def should_begin_anew_where_the_state_folder_was_removed_meanwhile(place: Place, lost: str) -> None:
+    async with place.session() as session:
+        assert place.outcomes(await session.run()) == {"net": "published"}
+        shutil.rmtree(place.state if lost == "state" else place.state / "tmp")
+        result = await session.run()
+        assert not result.errors and (place.target / "net/1/a").read_bytes() == FILES_OF_NET["1/a"]
+        with pytest.raises(FolderInUse):
+            await place.run()
+        place.gate.heads.clear()
+        assert place.outcomes(await session.run()) == {"net": "unchanged"} and fetched(place) == []
+
+
+async def should_leave_the_folder_to_the_one_who_has_it_by_now(place: Place) -> None:
+    async with place.session() as first:
+        await first.run()
+        shutil.rmtree(place.state)
+        async with place.session() as second:
+            await second.run()
+            (error,) = (await first.run()).errors
+            assert isinstance(error, FolderInUse)
+            assert place.outcomes(await second.run()) == {"net": "unchanged"}
+        assert place.outcomes(await first.run()) == {"net": "unchanged"}
