@@ -102,6 +102,7 @@ async def should_begin_anew_where_the_state_folder_was_removed_meanwhile(place: 
     async with place.session() as session:
         assert place.outcomes(await session.run()) == {"net": "published"}
         shutil.rmtree(place.state if lost == "state" else place.state / "tmp")
+        place.put("repo/net/1/b", b"newer")
         result = await session.run()
         assert not result.errors and (place.target / "net/1/a").read_bytes() == FILES_OF_NET["1/a"]
         with pytest.raises(FolderInUse):
