@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import grpc
 from dragonfly_api import common_pb2, dfdaemon_pb2, dfdaemon_pb2_grpc
 from google.protobuf import empty_pb2
+
+from tests.servers.listening import Listening
 
 
 def http_answer(status: int, body: bytes = b"", **headers: str) -> bytes:
@@ -22,26 +23,13 @@ def http_answer(status: int, body: bytes = b"", **headers: str) -> bytes:
     return "\r\n".join((*lines, "", "")).encode() + body
 
 
-class CannedHttp:
+class CannedHttp(Listening):
     """`async with CannedHttp(answer, …) as server`: one answer a request, the last one for ever; `heads` are kept."""
 
     def __init__(self, *answers: bytes) -> None:
+        super().__init__()
         self._answers = list(answers)
-        self._server: asyncio.Server | None = None
         self.heads: list[str] = []
-        self.url = ""
-
-    async def __aenter__(self) -> CannedHttp:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

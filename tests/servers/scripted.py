@@ -6,7 +6,8 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from types import TracebackType
+
+from tests.servers.listening import Listening
 
 ETAG = '"etag"'
 
@@ -78,27 +79,14 @@ def good_store(data: bytes, **headers: str) -> Answer:
     return answer
 
 
-class Scripted:
+class Scripted(Listening):
     """`async with Scripted(answer) as server`: `asked` are the requests so far, `extra` goes into every answer."""
 
     def __init__(self, answer: Answer, extra: dict[str, str] | None = None) -> None:
+        super().__init__()
         self.answer = answer
         self._extra = extra or {}
-        self._server: asyncio.Server | None = None
         self.asked: list[Asked] = []
-        self.url = ""
-
-    async def __aenter__(self) -> Scripted:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

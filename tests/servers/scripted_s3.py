@@ -26,10 +26,6 @@ class ScriptedS3(CannedHttp):
         self.listings = 0
         self._page_size = page_size
 
-    async def __aenter__(self) -> ScriptedS3:
-        await super().__aenter__()
-        return self
-
     def put_model(self, folder: str, config: bytes) -> None:
         self.objects |= {f"{folder}/config.pbtxt": config, f"{folder}/1/weights": folder.encode()}
 
