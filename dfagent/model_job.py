@@ -78,6 +78,7 @@ class Tools:
     select_all: bool
     sha256: Sha256Check | None = None
     claimed: dict[str, str] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -118,7 +119,9 @@ class ModelJob:
             raise self.source.problem
         config = await self._config()
         if not (self.tools.select_all or await asyncio.to_thread(self._declares, config)):
-            log.info("%s: its config.pbtxt does not declare the dragonfly agent: left alone", self.source.name)
+            if self.source.name not in self.tools.told:
+                self.tools.told.add(self.source.name)
+                log.info("%s: its config.pbtxt does not declare the dragonfly agent: left alone", self.source.name)
             return None
         self._claim()
         if self.tools.folder is None:
@@ -197,6 +200,8 @@ class ModelJob:
         before = await asyncio.to_thread(folder.current, model)
         whole = await self._is_whole(folder, manifest)
         if not whole:
+            if before == manifest.digest:
+                log.warning("%s: published files are not what they were: what is damaged is brought again", model)
             await self._assemble(folder, await asyncio.to_thread(Staging, folder, manifest), published, demand)
         else:
             await self._hold_to(demand, folder.generation(model, manifest.digest), staged=False)

@@ -104,7 +104,9 @@ class Pruner:
         pruned = Pruned()
         complete = [view for view in views if view is not None]
         if len(complete) < len(views):
-            log.warning("a repository was not listed completely: no model is removed in this pass")
+            log.warning(
+                "a repository was not listed completely, or holds no wanted model: no model is removed in this pass"
+            )
             return pruned
         with disk_errors(self._folder.target):
             origins = await asyncio.to_thread(self._folder.origins)

@@ -50,6 +50,7 @@ async def _serve(to: Path, interval: float, arguments: dict[str, Any]) -> NoRetu
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     options = run_options(arguments, to, load=bool(arguments["triton"]))
     async with open_session(settings(arguments), options, Silent()) as session:
+        logging.getLogger("dfagent.serve").info("every %g s: %s to %s", interval, " ".join(options.urls), to)
         await watch(session, interval, stop, lambda result: _report(result, arguments["as_json"]))
     leave(0)
 

@@ -46,7 +46,7 @@ from dfagent.repository.disk import (
 from dfagent.repository.folding import Folding, folding_of
 from dfagent.repository.ledger import Ledger
 from dfagent.repository.manifest import Manifest, ManifestFile
-from dfagent.repository.opening import KINDS, check_places, check_same_mount, lock_file, locked, name_owner
+from dfagent.repository.opening import KINDS, check_places, check_same_mount, lock_file, locked, name_owner, unmake
 from dfagent.repository.space import Space
 from dfagent.repository.trust import Trust, trust
 from dfagent.types import Checksum
@@ -84,6 +84,7 @@ class RepositoryFolder:
         """Makes both folders, proves that a link in one can be replaced from the other, and takes the lock."""
         with disk_errors(self.target):
             check_places(self.target, self.state)
+            is_new = not self.state.exists()
             make_folder(self.target)
             make_folder(self.state)
             for kind in KINDS:
@@ -96,6 +97,8 @@ class RepositoryFolder:
                 self.ledger.reopen()
                 self.folds = folding_of(self._state("tmp"))
             except BaseException:
+                if is_new:
+                    unmake(self.state)
                 self.close()
                 raise
 

@@ -21,6 +21,10 @@ class _Download:
     newest: float = 0.0
     files: list[Path] = field(default_factory=list)
 
+    def is_over(self, now: float) -> bool:
+        """Too old, or a journal alone: a run was killed just after it had taken the bytes over."""
+        return now - self.newest > KEPT_SECONDS or all(path.name.endswith(".parts") for path in self.files)
+
 
 def remove_unfinished(folder: Path) -> None:
     """Removes the partials of one model that no later download goes on with."""
@@ -47,7 +51,7 @@ def sweep_partials(root: Path, busy: Collection[str], now: float) -> None:
                 download.newest = max(download.newest, written)
     newest_first = sorted(downloads.values(), key=lambda download: download.newest, reverse=True)
     for number, download in enumerate(newest_first):
-        if number >= MOST_PARTIALS or now - download.newest > KEPT_SECONDS:
+        if number >= MOST_PARTIALS or download.is_over(now):
             for path in download.files:
                 remove(path)
     _remove_empty(root, busy)

@@ -21,6 +21,10 @@ _LOCK = "lock"
 
 def check_places(target: Path, state: Path) -> None:
     """Refuses places where one folder would spoil the other, and a state folder that is not this DIR's own."""
+    if target.exists() and not target.is_dir():
+        raise ConfigError(
+            f"{target} is no folder", hint="name the folder that is to be, or is, Triton's model repository"
+        )
     if state == target or target in state.parents:
         raise ConfigError(
             f"the state folder {state} lies inside the model repository {target}",
@@ -75,6 +79,16 @@ def locked(target: Path, state: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def unmake(state: Path) -> None:
+    """Takes a new state folder away again that turned out to be in the wrong place; only what is empty goes."""
+    with suppress(OSError):
+        for kind in KINDS:
+            (state / kind).rmdir()
+        for name in (_OWNER, _LOCK):
+            (state / name).unlink(missing_ok=True)
+        state.rmdir()
 
 
 def check_same_mount(target: Path, state: Path, probe: Path) -> None:

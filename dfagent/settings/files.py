@@ -68,7 +68,7 @@ def load_settings(config: Path | None, credentials: Path | None, env: Mapping[st
 def _load(model: type[_Model], flag: Path | None, variable: str | None, default_name: str) -> _Model:
     named = flag or (Path(variable) if variable else None)
     file = named or DEFAULT_FOLDER / default_name
-    text = _read(file, may_be_absent=named is None)
+    text = _read(file, may_be_absent=named is None, credentials=model is CloudCredentials)
     if text is None:
         return model()
     if model is CloudCredentials:
@@ -80,8 +80,9 @@ def _load(model: type[_Model], flag: Path | None, variable: str | None, default_
     return settings
 
 
-def _read(file: Path, *, may_be_absent: bool) -> str | None:
-    hint = f"name another file by its flag or by {CONFIG_VARIABLE} / {CREDENTIALS_VARIABLE}"
+def _read(file: Path, *, may_be_absent: bool, credentials: bool) -> str | None:
+    flag, variable = ("--credentials", CREDENTIALS_VARIABLE) if credentials else ("--config", CONFIG_VARIABLE)
+    hint = f"name another file by {flag} or by {variable}"
     try:
         # Some editors begin a UTF-8 file with a byte order mark, which JSON does not allow.
         return file.read_text(encoding="utf-8-sig")

@@ -38,6 +38,7 @@ async def watch(session: Session, interval: float, stop: asyncio.Event, report: 
             for task in (current, waiting):
                 task.cancel()
             await asyncio.wait({current, waiting})
+    log.info("stopped")
 
 
 def _report(done: asyncio.Task[PassResult], report: Callable[[PassResult], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote_plus
 
 from dfagent.errors import StoreError
 from dfagent.types import ObjectEntry, ObjectRef
@@ -65,7 +66,8 @@ class Listing:
         if isinstance(count, int) and count > items:
             raise self._refused(f"counts {count} keys and holds {items}")
         prefix, name = self._said(page, "Prefix"), self._said(page, "Name")
-        if self._prefix is not None and prefix not in ("", self._prefix):
+        # Some servers encode the keys and not the prefix; the SDK decodes both.
+        if self._prefix is not None and prefix not in ("", self._prefix, unquote_plus(self._prefix)):
             raise self._refused(f"is of the prefix {prefix[:80]!r}, which was not asked for")
         # An alias of an access point may be answered with the bucket's own name.
         if name not in ("", self._bucket) and not self._bucket.endswith("-s3alias"):

@@ -82,7 +82,8 @@ def check_peer(request: FetchRequest, answer: Mapping[str, str], *, legacy: bool
     elif is_legacy(answer) is None:
         raise PeerUnavailable(
             f"{request.label}: the legacy daemon passed the request on to the store instead of fetching it as a task",
-            hint="its `proxy.proxies` need a rule (`regx`) that matches the store's URLs",
+            hint="its `proxy.proxies` need a rule (`regx`) that matches the store's URLs; leave `legacy` out where the "
+            "peer is today's dfdaemon",
         )
 
 

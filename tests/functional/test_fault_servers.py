@@ -449,7 +449,7 @@ async def should_refuse_downloads_as_the_name_says(peer: FaultPeer, origin: Faul
     }
     for kind, (code, details) in expected.items():
         peer.plan.add(Fault(kind, "download", amount=403))
-        got = await by_grpc(peer, origin, tmp_path / kind, patience=0.5 if code == "DEADLINE_EXCEEDED" else 30)
+        got = await by_grpc(peer, origin, tmp_path / kind, patience={"silence": 0.5, "stall": 5}.get(kind, 30))
         assert got.code is not None and got.code.name == code and details in got.details, kind
         assert bool(got.messages) == (kind in ("unavailable-midway", "stall", "late-file"))
     assert [kind for kind, _, _ in peer.plan.log] == list(expected)

@@ -21,7 +21,7 @@ SEEDS = [
         {"socket": "/run/dfdaemon.sock", "concurrency": 8, "path_map": {"/a": "/b"}, "isolation": "per-credential"},
     )
 ] + [b"[" * 5000, b'{"a": ' * 2000, b"\xef\xbb\xbf{}", b'{"s3": {"\\ud800": {}}}', b'{"concurrency": 1e400}']
-_FOLDER = tempfile.TemporaryDirectory(prefix="dfagent-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+_FOLDER = tempfile.TemporaryDirectory(prefix="dfagent-fuzz-")
 _FILE, _EMPTY = Path(_FOLDER.name, "file.json"), Path(_FOLDER.name, "empty.json")
 _EMPTY.write_text("{}")
 logging.getLogger("dfagent").setLevel(logging.ERROR)

@@ -27,7 +27,7 @@ SEEDS = [
     b"x-amz-checksum-crc32: GtJzWA==\nx-amz-checksum-type: FULL_OBJECT",
     b"x-goog-hash: crc32c=GtJzWA==,md5=y\nx-oss-hash-crc64ecma: 18446744073709551615\ncontent-md5: x",
 ]
-_FOLDER = tempfile.TemporaryDirectory(prefix="dfagent-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+_FOLDER = tempfile.TemporaryDirectory(prefix="dfagent-fuzz-")
 
 
 def check(data: bytes) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = tuple(sorted(file.stem.removeprefix("fuzz_") for file in Path(__file__).parent.glob("fuzz_*.py")))
@@ -48,7 +50,13 @@ def fuzz(target: str, *, runs: int, seconds: int, seed: int, folder: Path) -> Ou
         str(corpus),
     ]
     command = [sys.executable, "-m", "tests.fuzz.run", "--child", target, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
+    # libFuzzer ends the process without any tidying up.
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with TemporaryDirectory(prefix="dfagent-fuzz-", dir=memory) as temporary:
+        environment = {**os.environ, "TMPDIR": temporary}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
     said = done.stdout + done.stderr
     counted = re.search(r"^Done (\d+) runs in (\d+) second", said, re.MULTILINE)
     count, took = (int(counted[1]), int(counted[2])) if counted else (0, 0)

@@ -114,13 +114,13 @@ class Gate:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        try:
-            await self._pass(reader, writer)
-        except asyncio.CancelledError:
-            pass  # the gate closes; asyncio would log a cancelled handler as an error
-        finally:
-            writer.close()
-            await _closed(writer)
+        # The gate closes by cancelling; asyncio would log a cancelled handler as an error.
+        with suppress(asyncio.CancelledError):
+            try:
+                await self._pass(reader, writer)
+            finally:
+                writer.close()
+                await _closed(writer)
 
     def refusal(self, head: str) -> bytes:
         """The answer to give instead of the server's, after which the connection ends; b"" to pass the request on."""

@@ -48,6 +48,14 @@ def should_keep_the_journal_of_what_is_kept(folder: RepositoryFolder) -> None:
     assert all(path.exists() for path in pair)
 
 
+def should_drop_a_journal_whose_bytes_were_taken_over(folder: RepositoryFolder) -> None:
+    """A run was killed between the two: nothing would ever go on with it."""
+    data, journal = left(folder, "taken", age=5)
+    data.unlink()
+    folder.sweep(now=NOW)
+    assert not journal.exists()
+
+
 def should_keep_no_more_than_so_many_the_oldest_go(folder: RepositoryFolder) -> None:
     downloads = {age: left(folder, f"t{age}", age=age, model=f"m{age % 3}") for age in range(MOST_PARTIALS + 5)}
     folder.sweep(now=NOW)
