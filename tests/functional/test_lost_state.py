@@ -94,7 +94,9 @@ async def should_notice_damage_also_where_no_ledger_can_be_written(
     flip(place.target / "net/1/a")
     assert place.outcomes(await place.run()) == {"net": "published"}
     assert (place.target / "net/1/a").read_bytes() == FILES_OF_NET["1/a"]
-    assert [record.message for record in caplog.records if NAME in record.message]
+    said = [record.message for record in caplog.records]
+    assert [message for message in said if NAME in message]
+    assert "net: published files are not what they were: what is damaged is brought again" in said
 
 
 @pytest.mark.parametrize("lost", ["state", "one folder"])

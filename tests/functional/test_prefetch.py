@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -91,6 +92,19 @@ async def should_publish_the_models_that_declare_the_agent_and_take_it_out(store
     assert store.read("net/labels") == b"cat"
     config = parse_config(store.read("net/config.pbtxt"), "config.pbtxt")
     assert config.agents == () and config.message.backend == "python"
+
+
+async def should_say_once_that_a_model_is_left_alone(store: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+    """Not at every pass of a service."""
+    caplog.set_level(logging.INFO, logger="dfagent")
+    store.put_model("repo/net", v1__weights=b"weights")
+    store.put("repo/plain/config.pbtxt", 'name: "plain"\n')
+    async with store.session() as session:
+        for _ in range(2):
+            assert not (await session.run()).errors
+    assert [record.message for record in caplog.records if "left alone" in record.message] == [
+        "plain: its config.pbtxt does not declare the dragonfly agent: left alone"
+    ]
 
 
 async def should_publish_every_model_when_asked_for_all(store: Bucket) -> None:
