@@ -48,7 +48,7 @@ async def ask(url: str, target: str, method: str = "GET", most: int = 1 << 20, /
     writer.write(f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode())
     data, end = bytearray(), "fin"
     try:
-        while len(data) < most and (chunk := await asyncio.wait_for(reader.read(1 << 16), 0.3)):
+        while len(data) < most and (chunk := await asyncio.wait_for(reader.read(1 << 16), 2)):
             data += chunk
     except ConnectionResetError:
         end = "rst"
@@ -281,7 +281,7 @@ async def should_break_listings_as_the_name_says(origin: FaultOrigin) -> None:
 
 @pytest.fixture
 async def peer(tmp_path: Path) -> AsyncIterator[FaultPeer]:
-    async with FaultPeer(tmp_path / "peer", piece_length=256, origin_timeout=3) as started:
+    async with FaultPeer(tmp_path / "peer", piece_length=256, origin_timeout=1) as started:
         yield started
 
 
