@@ -14,8 +14,9 @@ MOST_CALLS = 10.0
 time that it is told to come later."""
 MOST_REQUESTS = 6.0
 """Requests to the store an object: one for a small one; a question and dfdaemon's own requests for a large one."""
-MOST_REFUSED = 3.0
-"""Requests an object that the store refused."""
+MOST_REFUSED = 6.0
+"""Requests an object that the store refused. dfdaemon asks again by itself, about three times for each time that it is
+asked; agents that kept all their objects knocking had nine."""
 MOST_SPREAD = 3.0
 """The last model's time over the median's: above it, one starved."""
 
