@@ -195,10 +195,11 @@ class Fetched:
     The file may be the P2P cache's inode: it may be renamed, linked or unlinked, never opened for writing and never
     chmod-ed. Seconds are of the attempt that succeeded.
 
-    `computed` is the checksum of the bytes as they were written, where the transport saw them pass; `told` is the
-    store's own in the answer that they came in, set only where no peer stood between. `verified` is the store's
-    checksum that the file agrees with, None where there is none to agree with; `verified_as` is the file's
-    `file_identity` then, because others may write to what is linked. `detours` are what was tried before.
+    `computed` is the checksum of the bytes as they were written, where the transport saw them pass, and `written_as`
+    the `file_identity` of the file that they went into, by its descriptor; `told` is the store's own checksum in the
+    answer that they came in, set only where no peer stood between. `verified` is the store's checksum that the file
+    agrees with, None where there is none to agree with; `verified_as` is the file's `file_identity` then, because
+    others may write to what is linked. `detours` are what was tried before.
     """
 
     path: Path | None
@@ -209,6 +210,7 @@ class Fetched:
     fetch_seconds: float
     attempts: int = 1
     computed: Checksum | None = None
+    written_as: tuple[int, int, int, int] | None = None
     told: Checksum | None = None
     verified: Checksum | None = None
     verified_as: tuple[int, int, int, int] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -30,12 +30,18 @@ class Lines:
 
     def fetching(self, model: str, size: int) -> None:
         if size:
-            print(f"{shown(model)}: fetching {decimal(size)}", file=sys.stderr)
+            _say(f"{shown(model)}: fetching {decimal(size)}")
 
     def progress(self, model: str, count: int) -> None: ...
 
     def finished(self, record: ModelRecord) -> None:
-        print(f"{shown(record.model)}: {record.outcome}", file=sys.stderr)
+        _say(f"{shown(record.model)}: {record.outcome}")
+
+
+def _say(line: str) -> None:
+    """A reader that has gone, or a full disk, is no failure of the pass."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Bars:

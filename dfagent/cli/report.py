@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -27,10 +28,11 @@ def print_result(result: PassResult, *, as_json: bool) -> None:
         print_json(result)
     elif result.models:
         # A file or a pipe has no width, and rich's default of 80 columns would cut the table.
-        console = Console(width=None if sys.stdout and sys.stdout.isatty() else 120)
-        with console.capture() as drawn:
-            console.print(fitting_table(console, result.models))
-        write(drawn.get().encode(errors="replace"))
+        terminal = bool(sys.stdout and sys.stdout.isatty())
+        drawn = io.StringIO()
+        console = Console(file=drawn, force_terminal=terminal, width=None if terminal else 120)
+        console.print(fitting_table(console, result.models))
+        write(drawn.getvalue().encode(errors="replace"))
 
 
 def print_json(result: PassResult) -> None:
@@ -49,7 +51,9 @@ def write(data: bytes) -> None:
         # Python would fail once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(exc, BrokenPipeError):
-            raise NoSpace(f"the records can't be written: {exc.strerror}", hint="where does --json go?") from exc
+            raise NoSpace(
+                f"the records can't be written: {exc.strerror}", hint="where does standard output go?"
+            ) from exc
 
 
 def fitting_table(console: Console, models: list[ModelRecord]) -> Table:

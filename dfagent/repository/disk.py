@@ -32,6 +32,10 @@ def disk_errors(where: Path) -> Iterator[None]:
                 f"can't write to {where}: the file system is read-only",
                 hint="mount it writable, or choose another folder; a disk with errors may have become read-only",
             ) from exc
+        if exc.errno in (errno.EMFILE, errno.ENFILE):
+            raise RepositoryError(
+                f"can't work in {where}: {exc.strerror}", hint="raise the limit of open files (ulimit -n)"
+            ) from exc
         raise RepositoryError(
             f"can't write to {where}: {exc.strerror or exc}",
             hint="the user that dfagent runs as needs write access to it and to its parent",
@@ -109,9 +113,16 @@ def open_file(path: Path) -> int:
         if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise _no_file(path) from exc
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
         os.close(fd)
         raise _no_file(path)
+    if found.st_nlink > 1:
+        os.close(fd)
+        raise UnsafePath(
+            f"{path} is another file's hard link, where dfagent has a file of its own",
+            hint="dfagent would write into that file: move it away, then run again",
+        )
     os.fchmod(fd, FILE_MODE)
     return fd
 

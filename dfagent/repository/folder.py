@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfagent.errors import ConfigError, UnsafePath
+from dfagent.errors import ConfigError, FolderInUse, UnsafePath
 from dfagent.repository import leftovers
 from dfagent.repository.disk import (
     FILE_MODE,
@@ -46,7 +46,7 @@ from dfagent.repository.disk import (
 from dfagent.repository.folding import Folding, folding_of
 from dfagent.repository.ledger import Ledger
 from dfagent.repository.manifest import Manifest, ManifestFile
-from dfagent.repository.opening import KINDS, check_places, check_same_mount, lock_file, locked, name_owner, unmake
+from dfagent.repository.opening import KINDS, check_places, check_same_mount, is_lock, locked, name_owner, unmake
 from dfagent.repository.space import Space
 from dfagent.repository.trust import Trust, trust
 from dfagent.types import Checksum
@@ -108,12 +108,18 @@ class RepositoryFolder:
             self.close()
             self.open()
 
+    def check_held(self) -> None:
+        """Before anything is taken over or shown: without its lock another one may be at work here."""
+        if not is_lock(self._lock_fd, self.state):
+            raise FolderInUse(
+                f"{self.state} was removed or replaced while dfagent worked in it", hint="the next run begins anew"
+            )
+
     def _is_held(self) -> bool:
-        try:
-            lock = os.lstat(lock_file(self.state))
-            return os.path.samestat(os.fstat(self._lock_fd), lock) and all(self._state(kind).is_dir() for kind in KINDS)
-        except OSError:
-            return False
+        folders = (self.target, self.state, *map(self._state, KINDS))
+        return is_lock(self._lock_fd, self.state) and all(
+            folder.is_dir() and not folder.is_symlink() for folder in folders
+        )
 
     def look(self) -> None:
         """Instead of `open`, for one who only reads: needs no lock, and makes and changes nothing."""
@@ -153,6 +159,7 @@ class RepositoryFolder:
 
     def _of(self, kind: str, model: str) -> Path:
         """The model's folder of the kind, which need not be there; raises `UnsafePath` where something else is."""
+        check_folder(self.state)
         check_folder(self._state(kind))
         folder = self._state(kind) / model
         check_folder(folder)
@@ -327,6 +334,7 @@ class RepositoryFolder:
         check_folder(self.target)
         prepared = self.temporary()
         with disk_errors(self.target):
+            self.check_held()
             prepared.symlink_to(text)
             try:
                 os.replace(prepared, link)

@@ -193,8 +193,9 @@ class Ledger:
         access = os.O_RDONLY if self._read_only else os.O_RDWR | os.O_CREAT
         fd = os.open(self._path, access | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, _MODE)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise sqlite3.OperationalError("it is no regular file")
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise sqlite3.OperationalError("it is no regular file of its own")
             if not self._read_only:
                 os.fchmod(fd, _MODE)
         finally:

@@ -136,6 +136,7 @@ class Staging:
         is how the file was then. Raises `DigestMismatch` for one that was changed since.
         """
         with disk_errors(self._folder.state):
+            self._folder.check_held()
             found = partial.lstat()
             if not stat.S_ISREG(found.st_mode) or found.st_size != file.size:
                 partial.unlink()
@@ -167,6 +168,7 @@ class Staging:
         model = self.manifest.model
         generation = self._folder.generation(model, self.digest)
         with disk_errors(self._folder.state):
+            self._folder.check_held()
             for name in ("", *self._folders):
                 sync_folder(self._path / name)
             make_folder(generation.parent)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 from dfagent.errors import ConfigError, FolderInUse, RepositoryError
 from dfagent.repository import ledger
-from dfagent.repository.disk import children, open_file, read_file, remove, write_file
+from dfagent.repository.disk import children, open_file, plain_file, read_file, write_file
 
 KINDS = ("generations", "manifests", "staging", "partials", "loaded", "configs", "sha256sums", "tmp")
 """The folders in the state folder."""
 _OWNER = "target"
 _LOCK = "lock"
+_PROBE = re.compile(r"\.dfagent-probe-[0-9a-f]{32}")
 
 
 def check_places(target: Path, state: Path) -> None:
@@ -64,11 +66,20 @@ def lock_file(state: Path) -> Path:
     return state / _LOCK
 
 
+def is_lock(fd: int, state: Path) -> bool:
+    """Whether the descriptor is of the lock that others find: only that one keeps them out."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(fd), os.lstat(lock_file(state)))
+    return False
+
+
 def locked(target: Path, state: Path) -> int:
     """The file descriptor that holds the lock; raises `FolderInUse` where another dfagent has it."""
     fd = open_file(lock_file(state))
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_lock(fd, state):
+            raise BlockingIOError  # another one took the folder away and made it anew just then
     except BlockingIOError:
         holder = os.pread(fd, 20, 0).decode(errors="replace").strip()
         os.close(fd)
@@ -94,8 +105,9 @@ def unmake(state: Path) -> None:
 def check_same_mount(target: Path, state: Path, probe: Path) -> None:
     """Proves by a file `probe` in the state folder that a link in DIR can be replaced from there."""
     # Two mounts of one file system have the same device number: only trying tells.
-    for left in target.glob(".dfagent-probe-*"):
-        remove(left)  # by a run that was killed just then
+    for left in children(target):
+        if _PROBE.fullmatch(left.name) and (found := plain_file(target, left.name)) and found.st_size == 0:
+            left.unlink()  # by a run that was killed just then
     arrived = target / f".dfagent-probe-{uuid.uuid4().hex}"
     try:
         write_file(arrived, probe, b"")

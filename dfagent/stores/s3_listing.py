@@ -30,7 +30,7 @@ class Listing:
         self._bucket = bucket
         self._prefix = prefix
         self._tokens: set[str] = set()
-        self._objects = 0
+        self._keys: set[str] = set()
 
     def entries(self, page: Mapping[str, Any]) -> list[ObjectEntry]:
         """The page's objects, folder markers too."""
@@ -38,9 +38,8 @@ class Listing:
         if "Name" not in page and "KeyCount" not in page:
             raise StoreError(f"{self._bucket}: the answer is not S3's: it is no listing", hint=NOT_S3_HINT)
         items = page.get("Contents", ())
-        self._check_page(page, len(items) + len(page.get("CommonPrefixes", ())))
-        self._objects += len(items)
-        if self._objects > MAX_OBJECTS:
+        self._check_page(page, len(items))
+        if len(self._keys) + len(items) > MAX_OBJECTS:
             raise StoreError(
                 f"{self._bucket}: the listing holds more than {MAX_OBJECTS:,} objects",
                 hint="is the prefix right? a model repository, or one model, lies below it and nothing else",
@@ -72,6 +71,18 @@ class Listing:
         # An alias of an access point may be answered with the bucket's own name.
         if name not in ("", self._bucket) and not self._bucket.endswith("-s3alias"):
             raise self._refused(f"is of the bucket {name[:80]!r}, which was not asked for")
+        for asked_for_none in ("Delimiter", "StartAfter"):
+            if page.get(asked_for_none):
+                raise self._refused(f"obeys a {asked_for_none}, which was not asked for")
+        if page.get("CommonPrefixes"):
+            raise self._refused("has folders in the place of objects")
+
+    def _check_key(self, key: str) -> None:
+        if self._prefix is not None and not key.startswith(self._prefix):
+            raise self._refused(f"has {key[:80]!r}, which is not below the prefix that was asked for")
+        if key in self._keys:
+            raise self._refused(f"has {key[:80]!r} twice")
+        self._keys.add(key)
 
     def _said(self, page: Mapping[str, Any], name: str) -> str:
         value = page.get(name, "")
@@ -86,6 +97,7 @@ class Listing:
         key, size, etag = item.get("Key", ""), item.get("Size"), item.get("ETag", "")
         if not key:
             raise self._broken("an object", "no key")
+        self._check_key(key)
         if not isinstance(size, int) or not 0 <= size <= _LARGEST:
             raise self._broken(repr(key), "no size" if size is None else "a size that no object can have")
         # Some gateways give their folder markers no ETag, and nobody fetches a marker.

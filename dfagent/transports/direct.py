@@ -69,6 +69,7 @@ class DirectTransport:
         async with opened(partial):
             download = _Download(self._http, self._options, request, signed, partial)
             await download.run(self._range_size)
+            written_as = await finished_in_thread(partial.identity)
         return Fetched(
             path=partial.path,
             transport=self.name,
@@ -78,6 +79,7 @@ class DirectTransport:
             fetch_seconds=time.monotonic() - signed_at,
             computed=download.computed,
             told=download.told,
+            written_as=written_as,
         )
 
 

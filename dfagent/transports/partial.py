@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 from collections import deque
@@ -15,7 +16,7 @@ from dfagent.checksums import Hasher
 from dfagent.errors import Changed, DamagedTask, NoSpace, NotFound, RepositoryError, UnsafePath
 from dfagent.tasks import finished_in_thread
 from dfagent.transports.blocks import JOURNAL_ALGORITHMS, combined, crc_function
-from dfagent.types import Checksum
+from dfagent.types import Checksum, file_identity
 
 # What a lost connection or a kill costs at most, for each stream.
 BLOCK_SIZE = 4 << 20
@@ -48,11 +49,21 @@ class PartialFile:
         """Opens both files, takes the disk space and reads what the journal claims; `check` makes it count."""
         with self._disk_errors():
             self._fd = _open(self.path, 0)
+            self._claim()
             self._journal_fd = _open(self._journal_path, os.O_APPEND)
             if self._read_journal():
                 self._allocate()
             else:
                 self.start_over()
+
+    def _claim(self) -> None:
+        """Two programs that write one file would each compute right checksums of what they wrote."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise RepositoryError(
+                f"another program is writing {self.path}", hint="does another dfagent work in this state folder?"
+            ) from exc
 
     def check(self) -> bool:
         """Reads a few claimed blocks again; False once there are none left to check."""
@@ -94,6 +105,10 @@ class PartialFile:
         if self._journal_fd >= 0:
             self.path.unlink(missing_ok=True)
             self._journal_path.unlink(missing_ok=True)
+
+    def identity(self) -> tuple[int, int, int, int]:
+        """Of the file that was written, whatever stands under its name by now."""
+        return file_identity(os.fstat(self._fd))
 
     @property
     def worth_keeping(self) -> bool:
@@ -281,7 +296,13 @@ def _places(folder: Path, task_id: str, kind: str) -> tuple[Path, Path]:
 
 
 def _open(path: Path, flags: int) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o640)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o640)
+    if os.fstat(fd).st_nlink > 1:
+        os.close(fd)
+        raise UnsafePath(
+            f"{path} is another file's hard link, where a download goes", hint="remove it; who put it there?"
+        )
+    return fd
 
 
 @cache

@@ -42,7 +42,7 @@ class Pressure:
         self._let_in()
 
     async def __aenter__(self) -> None:
-        if not self._waiting and self._taken < self.places:
+        if self._taken < self.places and not any(not place.done() for place in self._waiting):
             self._taken += 1
             return
         place = asyncio.get_running_loop().create_future()
@@ -52,6 +52,7 @@ class Pressure:
         except asyncio.CancelledError:
             if place.cancelled() or not place.done():
                 self._waiting.remove(place)
+                self._let_in()  # somebody may have come to wait behind it
             else:
                 self._give_back()  # it was let in just before it was cancelled
             raise

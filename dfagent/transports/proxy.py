@@ -73,13 +73,14 @@ class ProxyTransport:
         started = time.monotonic()
         signed = await request.sign()
         signed_at = time.monotonic()
-        path = None
+        path = written_as = None
         if folder is None:
             came = await self._warm(request, signed)
         else:
             partial = PartialFile(folder, request.task.id, request.entry.size, self.name, block_size=self._block_size)
             async with opened(partial):
                 came = await self._fill(partial, request, signed)
+                written_as = await finished_in_thread(partial.identity)
             path = partial.path
         return Fetched(
             path=path,
@@ -90,6 +91,7 @@ class ProxyTransport:
             sign_seconds=signed_at - started,
             fetch_seconds=time.monotonic() - signed_at,
             computed=came.computed,
+            written_as=written_as,
         )
 
     async def _warm(self, request: FetchRequest, signed: SignedUrl) -> _Came:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dfagent.checksums import checksum_of_file
-from dfagent.errors import DamagedTask, DigestMismatch
+from dfagent.errors import DamagedTask, DigestMismatch, RepositoryError
 from dfagent.tasks import finished_in_thread
 from dfagent.transports.base import Transport
 from dfagent.types import Checksum, Fetched, FetchRequest, file_identity
@@ -68,6 +68,11 @@ class Verifying:
         started = time.monotonic()
         try:
             before = await asyncio.to_thread(_stat, fetched.path)
+            if fetched.written_as and file_identity(before) != fetched.written_as:
+                raise RepositoryError(
+                    f"{request.label}: its file was replaced or changed while it was being written",
+                    hint="who else works in the state folder? the next run fetches it again",
+                )
             verified = await self._verified(request, fetched, fetched.path, before)
         except BaseException as exc:
             # What has a journal beside it can be gone on with, unless its bytes are wrong.

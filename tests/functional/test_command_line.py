@@ -222,6 +222,31 @@ async def should_not_call_a_reader_that_went_away_a_bug(program: Program, form: 
     assert (program.target / "net/config.pbtxt").exists()
 
 
+@pytest.mark.parametrize("full", [True, False])
+async def should_bring_the_models_though_nobody_hears_of_it(program: Program, full: bool) -> None:
+    """Standard error is a full disk, or a pipe that nobody reads."""
+    program.put("net/config.pbtxt", CONFIG.encode())
+    reader, writer = os.pipe()
+    os.close(reader)
+    disk = os.open("/dev/full", os.O_WRONLY)
+    process = await start(*program.command("prefetch"), stderr=disk if full else writer)
+    os.close(writer)
+    os.close(disk)
+    assert (await process.finished()).code == 0
+    assert (program.target / "net/config.pbtxt").exists()
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+async def should_say_that_its_records_have_no_room(program: Program, form: list[str]) -> None:
+    program.put("net/config.pbtxt", CONFIG.encode())
+    disk = os.open("/dev/full", os.O_WRONLY)
+    process = await start(*program.command("prefetch"), *form, stdout=disk)
+    os.close(disk)
+    told = await process.finished()
+    assert told.code == 7 and "can't be written" in told.err and "Traceback" not in told.err
+    assert (program.target / "net/config.pbtxt").exists()
+
+
 def should_not_import_what_a_command_does_not_use() -> None:
     """SDKs cost half a second each: help pays for none, the direct transport only for the store's."""
     script = """

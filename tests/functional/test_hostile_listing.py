@@ -56,7 +56,7 @@ async def keys(server: CannedHttp, bucket: str = "b", **credential: str) -> list
         (entry(etag="\u00e9"), "an ETag that no HTTP header can carry"),
         (page("<IsTruncated>true</IsTruncated>", OBJECT), "has more pages, but no continuation token"),
         (
-            page("<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>", OBJECT),
+            page("<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"),
             "repeats a continuation token",
         ),
         (
@@ -65,6 +65,11 @@ async def keys(server: CannedHttp, bucket: str = "b", **credential: str) -> list
         ),
         (page("<KeyCount>2</KeyCount>", OBJECT), "counts 2 keys and holds 1"),
         (page("<Prefix>other</Prefix>", OBJECT), "is of the prefix 'other', which was not asked for"),
+        (page("<Delimiter>/</Delimiter>", OBJECT), "obeys a Delimiter, which was not asked for"),
+        (page("<StartAfter>m/0</StartAfter>", OBJECT), "obeys a StartAfter, which was not asked for"),
+        (page(OBJECT, "<CommonPrefixes><Prefix>m/b/</Prefix></CommonPrefixes>"), "has folders in the place of objects"),
+        (page(OBJECT, OBJECT), "has 'm/a' twice"),
+        (page(OBJECT, OBJECT.replace("m/a", "mm/b")), "has 'mm/b', which is not below the prefix"),
         (page(OBJECT, name="another"), "is of the bucket 'another', which was not asked for"),
         (page("<Name>b</Name>", OBJECT), "says Name more than once"),
         (http_answer(400, b"<html><Error>odd</Error></html>"), "is not S3's"),

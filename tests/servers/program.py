@@ -109,6 +109,7 @@ async def start(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     stdout: int | None = None,
+    stderr: int | None = None,
     main: str = MAIN,
     umask: int = -1,
     inside: Sequence[str] = (),
@@ -128,7 +129,7 @@ async def start(
             *arguments,
             stdin=subprocess.DEVNULL,
             stdout=out if stdout is None else stdout,
-            stderr=err,
+            stderr=err if stderr is None else stderr,
             env=_environment(evidence, environment),
             umask=umask,
         )

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dfagent.checksums import checksum_of_file, hasher
-from dfagent.errors import Changed, DfagentError, NoSpace, Stalled, UnsafePath
+from dfagent.errors import Changed, DfagentError, NoSpace, RepositoryError, Stalled, UnsafePath
 from dfagent.transports.blocks import JOURNAL_ALGORITHMS, combined, from_blocks, journal_algorithm
 from dfagent.transports.partial import PartialFile, Writer, opened
-from dfagent.types import Checksum
+from dfagent.types import Checksum, file_identity
 
 BLOCK = 1000
 SIZE = 3 * BLOCK + 1
@@ -49,6 +49,34 @@ def left_by_a_killed_run(folder: Path, *blocks: int, algorithm: str = "crc32c") 
 def journal_of(folder: Path) -> Path:
     (journal,) = folder.glob("*.parts")
     return journal
+
+
+def should_not_be_written_by_two_programs_at_once(tmp_path: Path) -> None:
+    """Each would compute the right checksum of what it wrote itself."""
+    first = started(tmp_path)
+    write(first, 0, BLOCK)
+    with pytest.raises(RepositoryError, match="another program is writing"):
+        started(tmp_path)
+    first.close()
+    assert started(tmp_path).bytes_done == BLOCK
+
+
+@pytest.mark.parametrize("name", ["partial", "parts"])
+def should_not_write_into_a_file_that_is_linked_in_its_place(tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    os.link(precious, tmp_path / f"{TASK[:32]}.direct.{name}")
+    with pytest.raises(UnsafePath, match="hard link"):
+        started(tmp_path)
+    assert precious.read_text() == "precious"
+
+
+def should_know_the_file_that_it_wrote_whatever_stands_there_by_now(tmp_path: Path) -> None:
+    partial = started(tmp_path)
+    before = partial.identity()
+    partial.path.rename(tmp_path / "elsewhere")
+    partial.path.write_bytes(DATA)
+    assert partial.identity() == before == file_identity((tmp_path / "elsewhere").stat())
 
 
 def should_cover_the_object_without_a_gap_in_stretches_of_whole_blocks(tmp_path: Path) -> None:

@@ -30,6 +30,21 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
+async def should_let_in_who_comes_to_wait_behind_one_that_was_just_cancelled() -> None:
+    """A cancelled wait stands in the queue until its task runs again."""
+    pressure, order, leave = Pressure(1), list[int](), asyncio.Event()
+    holder = asyncio.create_task(_holding(pressure, leave, order, 0))
+    await _settle()
+    cancelled = asyncio.create_task(_holding(pressure, leave, order, 1))
+    await _settle()
+    # In one step of the loop: the holder leaves, another one comes, and the one that waits is cancelled.
+    leave.set()
+    late = asyncio.create_task(_holding(pressure, leave, order, 2))
+    cancelled.cancel()
+    await asyncio.wait_for(asyncio.gather(holder, late), 20)
+    assert order == [0, 2] and cancelled.cancelled()
+
+
 async def should_let_in_as_many_as_there_are_places_in_the_order_of_asking() -> None:
     pressure, order = Pressure(2), list[int]()
     events = [asyncio.Event() for _ in range(4)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -318,6 +319,47 @@ def should_refuse_a_model_repository_inside_its_state_folder(tmp_path: Path) -> 
 
 def should_remove_the_probe_that_a_killed_run_left_where_triton_looks(folder: RepositoryFolder) -> None:
     folder.close()
-    (folder.target / ".dfagent-probe-0123").touch()
+    (folder.target / f".dfagent-probe-{'0' * 32}").touch()
+    of_somebody = folder.target / f".dfagent-probe-{'1' * 32}"
+    of_somebody.mkdir()
+    (of_somebody / "precious").touch()
     folder.open()
-    assert list(folder.target.iterdir()) == []
+    assert list(folder.target.iterdir()) == [of_somebody] and (of_somebody / "precious").exists()
+
+
+def should_not_write_into_a_file_that_is_linked_in_the_place_of_the_lock(folder: RepositoryFolder) -> None:
+    folder.close()
+    precious = folder.target.parent / "precious"
+    precious.write_text("precious")
+    precious.chmod(0o600)
+    (folder.state / "lock").unlink()
+    os.link(precious, folder.state / "lock")
+    with pytest.raises(UnsafePath, match="hard link"):
+        folder.open()
+    assert precious.read_text() == "precious" and stat.S_IMODE(precious.stat().st_mode) == 0o600
+
+
+def should_publish_nothing_without_its_lock(folder: RepositoryFolder) -> None:
+    """Another one may be at work there by now."""
+    wanted = manifest(**{"1__a": "one"})
+    assemble(folder, wanted)
+    newer = manifest(**{"1__a": "two"})
+    (folder.state / "lock").unlink()
+    with pytest.raises(FolderInUse, match="removed or replaced"):
+        assemble(folder, newer)
+    with pytest.raises(FolderInUse):
+        folder.publish("net", newer.digest)
+    assert (folder.target / "net/1/a").read_text() == "one"
+    folder.hold()
+    assemble(folder, newer)
+    assert (folder.target / "net/1/a").read_text() == "two"
+
+
+def should_not_go_on_through_a_link_in_the_place_of_its_state_folder(folder: RepositoryFolder) -> None:
+    moved = folder.target.parent / "moved"
+    folder.state.rename(moved)
+    folder.state.symlink_to(moved)
+    with pytest.raises(UnsafePath, match="a link"):
+        folder.hold()
+    with pytest.raises(UnsafePath, match="a link"):
+        folder.partials("net")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dfagent.errors import Changed, DamagedTask, DigestMismatch, StoreUnavailable
+from dfagent.errors import Changed, DamagedTask, DigestMismatch, RepositoryError, StoreUnavailable
 from dfagent.transports.verifying import Verifying
-from dfagent.types import Checksum, Fetched, FetchRequest, Source, Traffic
+from dfagent.types import Checksum, Fetched, FetchRequest, Source, Traffic, file_identity
 from tests.servers.requests import request_for
 
 DATA = b"the store's bytes" * 100
@@ -51,6 +51,18 @@ class Known:
         return self._checksum
 
 
+class Replaced(Bringing):
+    """Another program put its own file in the place of the one that was written."""
+
+    async def fetch(self, request: FetchRequest, folder: Path | None) -> Fetched:
+        fetched = await super().fetch(request, folder)
+        assert fetched.path is not None
+        written_as = file_identity(fetched.path.stat())
+        fetched.path.unlink()
+        fetched.path.write_bytes(bytes(len(DATA)))
+        return replace(fetched, written_as=written_as, computed=RIGHT)
+
+
 def asking(answer: Checksum | None) -> tuple[FetchRequest, list[str]]:
     """A request that notes every question for the store's checksum."""
     asked: list[str] = []
@@ -70,6 +82,12 @@ def discarding(gone: bool) -> tuple[Callable[[str], Awaitable[bool]], list[str]]
         return gone
 
     return discard, discarded
+
+
+async def should_not_take_the_checksum_of_what_was_written_for_that_of_another_file(tmp_path: Path) -> None:
+    request, _ = asking(RIGHT)
+    with pytest.raises(RepositoryError, match="replaced or changed"):
+        await Verifying(Replaced()).fetch(request, tmp_path)
 
 
 @pytest.mark.parametrize("computed", [None, RIGHT, Checksum("sha256", b"of no use")], ids=["read", "streamed", "other"])
