@@ -6,9 +6,6 @@ import random
 from dataclasses import dataclass
 
 TRANSPORTS = ("direct", "proxy", "dfdaemon", "auto")
-_ANY = "any"
-"""Listings and HEADs are the store's business, whichever transport follows: they are counted together."""
-
 Amounts = tuple[int, ...] | range
 _PLACES = range(1 << 22)
 _AWAY = (20, 60, 120, 200)
@@ -47,7 +44,7 @@ def _words(text: str) -> list[str]:
 
 
 def _store(op: str, names: str, **more: Amounts) -> list[Kind]:
-    return [Kind(name, op, (_ANY,), more.get(name.replace("-", "_"), _PLACES)) for name in _words(names)]
+    return [Kind(name, op, TRANSPORTS, more.get(name.replace("-", "_"), _PLACES)) for name in _words(names)]
 
 
 def _lists() -> list[Kind]:
@@ -57,7 +54,7 @@ def _lists() -> list[Kind]:
         " redirect-loop redirect-elsewhere list-cut-xml list-empty list-empty-body list-without-end"
     )
     kinds = _store("list", names, refused=_AWAY, slow_start=_LATE, status_429=range(2), status_503=range(2))
-    return [*kinds, Kind("status-500-at-page-2", "list", (_ANY,), wants="pages")]
+    return [*kinds, Kind("status-500-at-page-2", "list", TRANSPORTS, wants="pages")]
 
 
 def _heads() -> list[Kind]:
@@ -72,8 +69,8 @@ def _heads() -> list[Kind]:
     )
     return [
         *kinds,
-        Kind("status-403", "head", (_ANY,), hides=True),
-        Kind("without-checksum", "head", (_ANY,), hides=True),
+        Kind("status-403", "head", TRANSPORTS, hides=True),
+        Kind("without-checksum", "head", TRANSPORTS, hides=True),
     ]
 
 

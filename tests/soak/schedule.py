@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tests.servers.fault_objects import CHECKSUMS
 from tests.servers.fault_plan import FOREVER, Fault
-from tests.soak.kinds import KINDS, PAIRS, TRANSPORTS, Kind
+from tests.soak.kinds import KINDS, PAIRS, Kind
 
 RANGE = 32 << 10
 """Bytes of a range of direct downloads, and of a peer's piece."""
@@ -73,8 +73,7 @@ class _Maker:
     def make(self) -> Schedule:
         rng = self.rng
         pair = PAIRS[self.seed % len(PAIRS)]
-        main = KINDS[pair[0]]
-        transport = rng.choice(TRANSPORTS) if pair[1] == "any" else pair[1]
+        main, transport = KINDS[pair[0]], pair[1]
         kinds = self._kinds(main, transport)
         content = self._content(kinds)
         hides = any(kind.hides for kind in kinds)
@@ -105,7 +104,7 @@ class _Maker:
             return [main, KINDS["corrupt-cache@download"]]
         if main.wants == "resume":
             return [main]
-        others = [kind for kind in KINDS.values() if {transport, "any"} & set(kind.transports) and not kind.wants]
+        others = [kind for kind in KINDS.values() if transport in kind.transports and not kind.wants]
         for _ in range(self.rng.choice((0, 0, 1, 1, 2, 3))):
             kind = self.rng.choice(others)
             both = [*kinds, kind]

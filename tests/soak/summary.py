@@ -51,8 +51,7 @@ class Summary:
 
     def count(self, pair: tuple[str, str]) -> int:
         """How often the pair's fault fired with its transport."""
-        label, transport = pair
-        return sum(count for (name, way), count in self.fired.items() if name == label and transport in ("any", way))
+        return self.fired[pair]
 
     def short(self, least: int) -> list[int]:
         """The numbers of the pairs that fired fewer times than `least`."""
@@ -83,7 +82,7 @@ class Summary:
     def __str__(self) -> str:
         lines = [f"{'fault':<40}" + "".join(f"{transport:>10}" for transport in TRANSPORTS)]
         for label, kind in KINDS.items():
-            applies = [way in kind.transports or "any" in kind.transports for way in TRANSPORTS]
+            applies = [way in kind.transports for way in TRANSPORTS]
             counts = [self.fired[label, way] if met else "-" for way, met in zip(TRANSPORTS, applies, strict=True)]
             lines.append(f"{label:<40}" + "".join(f"{count:>10}" for count in counts))
         lines.append("")
