@@ -59,9 +59,9 @@ soak: venv ## ten thousand seeded faults against every transport (ten minutes); 
 	@mkdir -p build
 	$(BIN)/python -m tests.soak --schedules 10000 --at-least 50 --jobs 2 --json build/soak.json
 
-soak-real: venv ## 300 seeded faults with real dfdaemons, links and disks (needs root; half an hour); counts are in build/soak-real.json
+soak-real: venv ## 312 seeded faults with real dfdaemons, links and disks (needs root; half an hour); counts are in build/soak-real.json
 	@mkdir -p build
-	$(BIN)/python -m tests.soak.real --schedules 300 --seed 1 --json build/soak-real.json
+	$(BIN)/python -m tests.soak.real --schedules 312 --seed 1 --json build/soak-real.json
 
 load: venv ## 64 agents, one dfdaemon, 5,000 objects, a store that throttles; figures are in build/load.json
 	@mkdir -p build

@@ -64,6 +64,10 @@ class StoreUnavailable(StoreError):
     retryable = True
 
 
+class StoreBusy(StoreUnavailable):
+    """The store asks for fewer requests (429, SlowDown): it will serve later."""
+
+
 class TransportError(DfagentError):
     """The bytes of one object did not arrive."""
 

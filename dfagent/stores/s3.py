@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dfagent.errors import AccessDenied, Changed, ConfigError
 from dfagent.settings.credentials import S3Credential
+from dfagent.stores.patience import patiently
 from dfagent.stores.s3_checksums import Claim, claims, part_size_of
 from dfagent.stores.s3_listing import Listing
 from dfagent.stores.signing import SIGNING_PARAMS
@@ -150,7 +151,7 @@ class S3Store:
             with readable(str(self._url)):
                 return connection.client.list_objects_v2(Bucket=bucket, Prefix=prefix, **more)
 
-        return await self._in_thread(ask)
+        return await patiently(lambda: self._in_thread(ask))
 
     def _sign(self, connection: Connection, ref: ObjectRef) -> SignedUrl:
         _, credential_ends = connection.refreshed()

@@ -10,7 +10,16 @@ from urllib.parse import urlsplit
 from botocore import exceptions as sdk
 from botocore.parsers import ResponseParserError
 
-from dfagent.errors import AccessDenied, Changed, ConfigError, DfagentError, NotFound, StoreError, StoreUnavailable
+from dfagent.errors import (
+    AccessDenied,
+    Changed,
+    ConfigError,
+    DfagentError,
+    NotFound,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+)
 from dfagent.redact import redact_quote
 from dfagent.stores.s3_listing import NOT_S3_HINT
 
@@ -28,7 +37,8 @@ _DENIED_HINTS = {
     "RequestTimeTooSkewed": "correct this machine's clock",
 }
 _REGION_CODES = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
-_BUSY_CODES = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequestsException")
+_THROTTLING = ("SlowDown", "Throttling", "ThrottlingException", "TooManyRequestsException")
+_BUSY_HINT = "the store is overloaded: fewer agents at a time, or a higher quota"
 _NO_CREDENTIALS_HINT = (
     "put key_id and secret_key into cloud_credential.json, give this process a role or AWS_* variables, "
     'or set "anonymous": true for a public bucket'
@@ -92,7 +102,9 @@ def translate_head(exc: sdk.ClientError, place: str) -> StoreError | None:
         return Changed(f"{place} was overwritten after the listing", hint="run again")
     if status == 404:
         return NotFound(f"{place} was removed after the listing", hint="run again")
-    if status in (408, 429) or (status >= 500 and status != 501):
+    if status in (429, 503):
+        return StoreBusy(f"{place}: HEAD answered {status}", hint=_BUSY_HINT)
+    if status == 408 or (status >= 500 and status != 501):
         return StoreUnavailable(f"{place}: HEAD answered {status}", hint="the store is overloaded or broken: try again")
     if 300 <= status < 400:
         return StoreError(f"{place}: HEAD answered {status}", hint="check the bucket's region")
@@ -153,7 +165,10 @@ def _translate_answer(exc: sdk.ClientError, place: str) -> DfagentError:
     problem = f"{place}: {exc.operation_name} answered {_said(code)}" + (f": {_said(message)}" if message else "")
     if status == 404 or code in _NOT_FOUND_HINTS:
         return NotFound(problem, hint=_NOT_FOUND_HINTS.get(code, "check the URL"))
-    if code in _BUSY_CODES or status == 429 or status >= 500:
+    # MinIO says which of its limits it was: SlowDownRead, SlowDownWrite.
+    if code.startswith(_THROTTLING) or status == 429:
+        return StoreBusy(problem, hint=_BUSY_HINT)
+    if code == "RequestTimeout" or status >= 500:
         return StoreUnavailable(problem, hint="the store is overloaded or broken: try again")
     if code in _REGION_CODES:
         return StoreError(problem, hint="set the bucket's region in cloud_credential.json")

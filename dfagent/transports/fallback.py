@@ -21,6 +21,7 @@ from dfagent.errors import (
     NotFound,
     OriginStatus,
     PeerUnavailable,
+    StoreBusy,
     StoreUnavailable,
 )
 from dfagent.redact import redact
@@ -60,7 +61,7 @@ class Way:
     def failed(self, error: DfagentError) -> None:
         """One object's own trouble is not the way's: only what would meet every object makes it rest."""
         self.why = redact(error.message)
-        self.failures += isinstance(error, _OF_THE_WAY)
+        self.failures += isinstance(error, _OF_THE_WAY) and not isinstance(error, StoreBusy)
         if isinstance(error, NoHardLink):
             self.rests_until = self.clock() + REST_WITHOUT_LINKS
         elif isinstance(error, ConnectFailed) or self.failures >= _FAILURES_IN_A_ROW:

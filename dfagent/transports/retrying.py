@@ -17,12 +17,14 @@ from dfagent.errors import (
     Overloaded,
     SignedUrlExpired,
     Stalled,
+    StoreBusy,
 )
 from dfagent.transports.base import Transport
 from dfagent.transports.pressure import Pressure
 from dfagent.types import Fetched, FetchRequest, Source
 
 log = logging.getLogger("dfagent.transports")
+_SHEDS_LOAD = (Overloaded, StoreBusy)
 _ATTEMPTS_AT_WRONG_BYTES = 2
 # Progress resets the count of failures; who lets a byte through each time is not to be asked for each byte.
 _FAILURES_AT_MOST = 100
@@ -53,7 +55,7 @@ class RetryPolicy:
     def allows(self, failures: int, error: DfagentError) -> bool:
         if isinstance(error, Stalled) and not self.after_stall:
             return False
-        limit = self.overloaded_attempts if isinstance(error, Overloaded) else self.attempts
+        limit = self.overloaded_attempts if isinstance(error, _SHEDS_LOAD) else self.attempts
         if isinstance(error, (DigestMismatch, DamagedTask)):
             limit = min(limit, _ATTEMPTS_AT_WRONG_BYTES)
         return error.retryable and failures < limit
@@ -98,9 +100,9 @@ class Retrying:
                 log.info("%s: signing again: %s", request.label, exc.message)
             except DfagentError as exc:
                 attempt.take_back()
-                if self._pressure and isinstance(exc, Overloaded):
+                if self._pressure and isinstance(exc, _SHEDS_LOAD):
                     self._pressure.refused()
-                began = began or not isinstance(exc, (Overloaded, ConnectFailed))
+                began = began or not isinstance(exc, (*_SHEDS_LOAD, ConnectFailed))
                 failures = 1 if attempt.counted > furthest else failures + 1
                 lost += 1
                 if lost > most or not self._policy.allows(failures, exc):

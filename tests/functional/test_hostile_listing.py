@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from dfagent.errors import ConfigError, NotFound, StoreError
+from dfagent.errors import ConfigError, NotFound, StoreBusy, StoreError
 from dfagent.settings.credentials import S3Credential
 from dfagent.stores.s3 import S3Store
 from dfagent.stores.s3_listing import Listing
@@ -126,6 +126,25 @@ async def test_a_region_that_can_be_none_is_not_blamed_on_the_url() -> None:
     assert '"region" in cloud_credential.json' in caught.value.hint
     assert "not a region!" not in str(caught.value)
     assert not server.heads
+
+
+BUSY = http_answer(503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>")
+
+
+@pytest.mark.parametrize("refusals", [5, 9])
+async def test_a_store_that_asks_for_fewer_requests_is_asked_later(
+    refusals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three attempts of the SDK are soon used up where many agents list at once; an end must be all the same."""
+    monkeypatch.setattr("dfagent.stores.patience.PAUSES", (0.001, 0.001))
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda _seconds: None)
+    async with CannedHttp(*[BUSY] * refusals, page(OBJECT)) as server:
+        if refusals == 5:
+            assert await keys(server) == ["m/a"]
+        else:
+            with pytest.raises(StoreBusy, match="SlowDown"):
+                await keys(server)
+        assert len(server.heads) == min(refusals + 1, 9)
 
 
 async def test_a_listing_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import botocore.endpoint
 
-from dfagent.stores import s3_client
+from dfagent.stores import patience, s3_client
 from dfagent.transports import fallback
 from dfagent.transports.options import Timeouts
 from dfagent.transports.retrying import RetryPolicy
@@ -63,4 +63,5 @@ def make_quick() -> None:
     botocore.endpoint.time = SimpleNamespace(  # type: ignore[attr-defined]
         sleep=lambda seconds: time.sleep(min(seconds, _LONGEST_SDK_PAUSE))
     )
+    patience.PAUSES = (0.01, 0.02)
     fallback.NEVER_SHARED = SMALL

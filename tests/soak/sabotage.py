@@ -23,7 +23,8 @@ from dfagent.ways import Ways
 from tests.soak.kinds import PAIRS
 from tests.soak.worker import Worker, room
 
-_ROUNDS = 3
+_ROUNDS = 6
+_MOST_SEEDS = 40
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Sabotage:
 
     def seeds(self) -> list[int]:
         numbers = [number for number, (label, _) in enumerate(PAIRS) if not self.faults or label in self.faults]
-        return [number + round_ * len(PAIRS) for round_ in range(_ROUNDS) for number in numbers][:10]
+        return [number + round_ * len(PAIRS) for round_ in range(_ROUNDS) for number in numbers][:_MOST_SEEDS]
 
 
 def _no_check(_original: Any) -> Any:

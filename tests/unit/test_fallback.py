@@ -19,6 +19,7 @@ from dfagent.errors import (
     Overloaded,
     PeerUnavailable,
     Stalled,
+    StoreBusy,
     StoreUnavailable,
     Truncated,
 )
@@ -185,6 +186,14 @@ async def should_not_let_one_objects_trouble_cost_the_others_the_peer(tmp_path: 
     for _ in trouble:
         assert (await ways.fetch(LARGE, tmp_path)).transport == "direct"
     assert (await ways.fetch(LARGE, tmp_path)).transport == "dfdaemon"
+
+
+async def should_not_blame_the_peer_for_a_busy_store(tmp_path: Path) -> None:
+    peer = Named("dfdaemon", *(StoreBusy("SlowDown") for _ in range(5)))
+    ways = Fallback([peer], Named("direct"), clock=Clock())
+    for _ in range(6):
+        fetched = await ways.fetch(LARGE, tmp_path)
+    assert peer.asked == 6 and fetched.transport == "dfdaemon"
 
 
 async def should_let_a_peer_rest_that_fails_every_object(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from dfagent.errors import (
     Overloaded,
     SignedUrlExpired,
     Stalled,
+    StoreBusy,
     Truncated,
 )
 from dfagent.transports.retrying import Retrying, RetryPolicy
@@ -93,8 +94,9 @@ async def should_give_up_after_the_last_attempt_with_the_last_error() -> None:
         await Retrying(script, POLICY).fetch(request(), None)
 
 
-async def should_be_more_patient_with_a_peer_that_sheds_load() -> None:
-    script = Script(*[(0, Overloaded("later"))] * 4, (SIZE, None))
+@pytest.mark.parametrize("error", [Overloaded("later"), StoreBusy("SlowDown")])
+async def should_be_more_patient_with_a_peer_or_a_store_that_sheds_load(error: DfagentError) -> None:
+    script = Script(*[(0, error)] * 4, (SIZE, None))
     assert (await Retrying(script, POLICY).fetch(request(), None)).attempts == 5
 
 

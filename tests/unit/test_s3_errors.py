@@ -5,7 +5,15 @@ import ssl
 import pytest
 from botocore import exceptions as sdk
 
-from dfagent.errors import AccessDenied, ConfigError, DfagentError, NotFound, StoreError, StoreUnavailable
+from dfagent.errors import (
+    AccessDenied,
+    ConfigError,
+    DfagentError,
+    NotFound,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+)
 from dfagent.stores.s3_errors import translate, translated
 
 PLACE = "s3://bucket/models"
@@ -31,9 +39,9 @@ def answer(code: str, status: int, message: str = "said so") -> sdk.ClientError:
         ("ExpiredToken", 400, AccessDenied, "has expired"),
         ("InvalidToken", 400, AccessDenied, "session token"),
         ("RequestTimeTooSkewed", 403, AccessDenied, "clock"),
-        ("SlowDown", 503, StoreUnavailable, "overloaded"),
-        ("SlowDown", 400, StoreUnavailable, "overloaded"),
-        ("TooManyRequests", 429, StoreUnavailable, "overloaded"),
+        ("SlowDown", 503, StoreBusy, "overloaded"),
+        ("SlowDown", 400, StoreBusy, "overloaded"),
+        ("TooManyRequests", 429, StoreBusy, "overloaded"),
         ("InternalError", 500, StoreUnavailable, "try again"),
         ("PermanentRedirect", 301, StoreError, "region"),
         ("AuthorizationHeaderMalformed", 400, StoreError, "region"),
