@@ -35,10 +35,10 @@ from dfagent.repository.materialise import Staging
 from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
 from dfagent.repository.sha256sums import SUMS_NAME, Demand, Sha256Check
 from dfagent.tasks import finished_in_thread, owned_tasks
-from dfagent.types import Checksum, Traffic
+from dfagent.types import Checksum, FileIdentity, Traffic
 
 log = logging.getLogger("dfagent.agent")
-Take = Callable[[Path, "Checksum | None", "tuple[int, int, int, int] | None"], None]
+Take = Callable[[Path, "Checksum | None", "FileIdentity | None"], None]
 
 
 class Loader(Protocol):

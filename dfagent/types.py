@@ -147,7 +147,11 @@ class FetchRequest:
     expected: Callable[[], Awaitable[Checksum | None]] = _none_known
 
 
-def file_identity(file: os.stat_result) -> tuple[int, int, int, int]:
+FileIdentity = tuple[int, int, int, int]
+"""A file's device, inode, size and mtime in nanoseconds: while they are the same, so are its bytes."""
+
+
+def file_identity(file: os.stat_result) -> FileIdentity:
     """What a file that was not touched keeps: device, inode, size in bytes, time of change in nanoseconds."""
     return file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns
 
@@ -210,9 +214,9 @@ class Fetched:
     fetch_seconds: float
     attempts: int = 1
     computed: Checksum | None = None
-    written_as: tuple[int, int, int, int] | None = None
+    written_as: FileIdentity | None = None
     told: Checksum | None = None
     verified: Checksum | None = None
-    verified_as: tuple[int, int, int, int] | None = None
+    verified_as: FileIdentity | None = None
     verify_seconds: float = 0.0
     detours: tuple[Detour, ...] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from typing import Any
 
 from dfagent.errors import PartError
 from dfagent.local.cache import DragonflyBinaries, dragonfly_binaries
-from dfagent.local.process import Process, clean_environment, free_ports
+from dfagent.local.process import LOOPBACK, Process, clean_environment, free_ports, listens
 
-LOOPBACK = "127.0.0.1"
 START_SECONDS = 60
 # The scheduler looks for seed peers every 30 s and not at its start (SeedPeerRefreshInterval in its source); nothing
 # that it answers tells whether it has looked. Until then peers fetch from the origin as if there were no seed.
@@ -90,7 +88,7 @@ class Peer:
     def wait_healthy(self) -> None:
         """Return when it answers on its socket and accepts connections on its proxy's port."""
         self.process.wait_until(
-            lambda: _listens(self.proxy_port) and _answers(self.socket), seconds=START_SECONDS, what="healthy"
+            lambda: listens(self.proxy_port) and _answers(self.socket), seconds=START_SECONDS, what="healthy"
         )
 
     def restart(self) -> None:
@@ -247,14 +245,6 @@ def _merged(base: Config, extra: Config) -> dict[str, Any]:
 def _write_yaml(path: Path, value: Config) -> None:
     # Every JSON document is a YAML document.
     path.write_text(json.dumps(value, indent=2))
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection((LOOPBACK, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _answers(socket_path: Path) -> bool:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
 from dfagent.errors import PartError
 from dfagent.local.cache import legacy_dfget
-from dfagent.local.process import Process, clean_environment, free_ports
+from dfagent.local.process import LOOPBACK, Process, clean_environment, free_ports, listens
 
-LOOPBACK = "127.0.0.1"
 START_SECONDS = 60
 
 
@@ -41,7 +39,7 @@ class LegacyPeer:
         self.process.start()
         try:
             ports = (self._proxy_port, self._health_port)
-            self.process.wait_until(lambda: all(_listens(port) for port in ports), seconds=START_SECONDS)
+            self.process.wait_until(lambda: all(listens(port) for port in ports), seconds=START_SECONDS)
         except BaseException:
             self.stop()
             raise
@@ -111,11 +109,3 @@ def _installed() -> Path:
     if not program.exists():
         raise PartError("Dragonfly's legacy daemon is not installed", hint="`make dragonfly` installs it")
     return program
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection((LOOPBACK, port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dfagent.errors import PartError
 
+LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.05
 TAIL_LINES = 15
 
@@ -168,11 +169,20 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def listens(port: int) -> bool:
+    """Whether something accepts connections at the loopback port."""
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def _is_free(port: int) -> bool:
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         with socket.socket(socket.AF_INET, kind) as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((LOOPBACK, port))
             except OSError:
                 return False
     return True

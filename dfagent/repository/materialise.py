@@ -35,7 +35,7 @@ from dfagent.repository.disk import (
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.manifest import Manifest, ManifestFile
 from dfagent.repository.trust import Trust, trust
-from dfagent.types import Checksum, file_identity
+from dfagent.types import Checksum, FileIdentity, file_identity
 
 
 class Staging:
@@ -53,22 +53,23 @@ class Staging:
 
         Who tells the ledger what the store says of them (`Ledger.learn`) saves fetching them again.
         """
-        model = self.manifest.model
-        published = self._folder.current(model)
-        old = self._folder.read_manifest(model, published) if published else None
-        places = {file.version: file for file in old.files} if old and published else {}
+        generation, published = self._published()
         found = []
         for file in self.manifest.files:
-            have = places.get(file.version)
-            here = trust(self._path, file, self._folder.ledger) is Trust.UNPROVEN
-            there = have is not None and self._is_unproven(have, str(published))
-            if here or there:
+            places = [(self._path, file)]
+            if have := published.get(file.version):
+                places.append((generation, have))
+            if any(trust(root, there, self._folder.ledger) is Trust.UNPROVEN for root, there in places):
                 found.append(file)
         return found
 
-    def _is_unproven(self, file: ManifestFile, generation: str) -> bool:
-        root = self._folder.generation(self.manifest.model, generation)
-        return trust(root, file, self._folder.ledger) is Trust.UNPROVEN
+    def _published(self) -> tuple[Path, dict[str, ManifestFile]]:
+        """The generation that DIR leads to, and its files by their version."""
+        model = self.manifest.model
+        digest = self._folder.current(model) or ""
+        manifest = self._folder.read_manifest(model, digest) if digest else None
+        files = {file.version: file for file in manifest.files} if manifest else {}
+        return self._folder.generation(model, digest), files
 
     def open(self) -> list[ManifestFile]:
         """Makes the folders, takes over what this node already has, and returns the files that are missing.
@@ -105,16 +106,10 @@ class Staging:
 
     def _reuse(self) -> set[ManifestFile]:
         """Links the files that the published generation has in the same version, and returns which they are."""
-        model = self.manifest.model
-        published = self._folder.current(model)
-        old = self._folder.read_manifest(model, published) if published else None
+        generation, published = self._published()
         reused: set[ManifestFile] = set()
-        if old is None or published is None:
-            return reused
-        generation = self._folder.generation(model, published)
-        by_version = {file.version: file for file in old.files}
         for file in self.manifest.files:
-            have = by_version.get(file.version)
+            have = published.get(file.version)
             if have is None or self._has(file):
                 continue
             if trust(generation, have, self._folder.ledger) is Trust.VERIFIED:
@@ -128,7 +123,7 @@ class Staging:
         file: ManifestFile,
         partial: Path,
         checksum: Checksum | None = None,
-        verified_as: tuple[int, int, int, int] | None = None,
+        verified_as: FileIdentity | None = None,
     ) -> None:
         """Moves a fetched file in. It may be the P2P cache's inode, so it is only ever renamed.
 

@@ -61,21 +61,16 @@ def _owner(target: Path, state: Path) -> str:
     return os.path.relpath(target, state)
 
 
-def lock_file(state: Path) -> Path:
-    """What the one dfagent that works here holds a lock on."""
-    return state / _LOCK
-
-
 def is_lock(fd: int, state: Path) -> bool:
     """Whether the descriptor is of the lock that others find: only that one keeps them out."""
     with suppress(OSError):
-        return os.path.samestat(os.fstat(fd), os.lstat(lock_file(state)))
+        return os.path.samestat(os.fstat(fd), os.lstat(state / _LOCK))
     return False
 
 
 def locked(target: Path, state: Path) -> int:
     """The file descriptor that holds the lock; raises `FolderInUse` where another dfagent has it."""
-    fd = open_file(lock_file(state))
+    fd = open_file(state / _LOCK)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not is_lock(fd, state):

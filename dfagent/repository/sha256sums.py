@@ -21,7 +21,7 @@ from dfagent.errors import DigestMismatch, InvalidSha256Sums
 from dfagent.repository.folder import RepositoryFolder
 from dfagent.repository.scan import CONFIG_NAME, ModelFile, ModelSource
 from dfagent.tasks import finished_in_thread, owned_tasks
-from dfagent.types import file_identity
+from dfagent.types import FileIdentity, file_identity
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -41,9 +41,6 @@ _MOST_READERS = 4
 _MAKE_ONE = (
     "in the model's folder run `find . -type f ! -path ./SHA256SUMS -exec sha256sum {} + > SHA256SUMS`, and upload it"
 )
-
-Identity = tuple[int, int, int, int]
-"""A file's device, inode, size and mtime in nanoseconds: while they are the same, so are its bytes."""
 
 
 def parse(data: bytes, label: str) -> dict[str, str]:
@@ -136,7 +133,7 @@ class _Note:
 
     source: str = ""
     expected: dict[str, str] = field(default_factory=dict)
-    files: dict[Identity, str] = field(default_factory=dict)
+    files: dict[FileIdentity, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -223,7 +220,7 @@ class Sha256Check:
         if self._folder.sha256_note(model) != data:
             self._folder.note_sha256(model, data)
 
-    async def _read(self, path: Path, label: str) -> tuple[Identity, str]:
+    async def _read(self, path: Path, label: str) -> tuple[FileIdentity, str]:
         state = hashlib.sha256()
         async with self._readers:
             before, count = await finished_in_thread(_hash_slice, path, state, 0)
@@ -236,9 +233,9 @@ class Sha256Check:
         return after, state.hexdigest()
 
 
-def _known(expected: Iterable[str], where: Path, note: _Note) -> tuple[dict[str, tuple[Identity, str]], list[str]]:
+def _known(expected: Iterable[str], where: Path, note: _Note) -> tuple[dict[str, tuple[FileIdentity, str]], list[str]]:
     """What is known of files by their identity, and the paths of those that have to be read."""
-    found: dict[str, tuple[Identity, str]] = {}
+    found: dict[str, tuple[FileIdentity, str]] = {}
     unknown: list[str] = []
     for path in expected:
         identity = file_identity((where / path).stat())
@@ -249,7 +246,7 @@ def _known(expected: Iterable[str], where: Path, note: _Note) -> tuple[dict[str,
     return found, unknown
 
 
-def _hash_slice(path: Path, state: _Hash, offset: int) -> tuple[Identity, int]:
+def _hash_slice(path: Path, state: _Hash, offset: int) -> tuple[FileIdentity, int]:
     """Adds up to `_SLICE` bytes from `offset` on; returns what the file was after that, and how many bytes it were."""
     count = 0
     with path.open("rb", buffering=0) as file:

@@ -16,7 +16,7 @@ from dfagent.checksums import Hasher
 from dfagent.errors import Changed, DamagedTask, NoSpace, NotFound, RepositoryError, UnsafePath
 from dfagent.tasks import finished_in_thread
 from dfagent.transports.blocks import JOURNAL_ALGORITHMS, combined, crc_function
-from dfagent.types import Checksum, file_identity
+from dfagent.types import Checksum, FileIdentity, file_identity
 
 # What a lost connection or a kill costs at most, for each stream.
 BLOCK_SIZE = 4 << 20
@@ -106,7 +106,7 @@ class PartialFile:
             self.path.unlink(missing_ok=True)
             self._journal_path.unlink(missing_ok=True)
 
-    def identity(self) -> tuple[int, int, int, int]:
+    def identity(self) -> FileIdentity:
         """Of the file that was written, whatever stands under its name by now."""
         return file_identity(os.fstat(self._fd))
 
